@@ -1,0 +1,1 @@
+//! Provisioning of real servers, and the end-to-end tests on them.

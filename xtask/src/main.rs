@@ -1,0 +1,2 @@
+//! `cargo xtask <name>`.
+fn main() {}
