@@ -12,9 +12,9 @@
 //! out only in so many words, `OUTBOX_TEST_WITHOUT=mysql,kafka`, and that is the last line of the
 //! run.
 
-use std::{env, fmt::Display, future::Future, time::Duration};
+use std::{env, fmt::Display, future::Future, sync::LazyLock, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -38,7 +38,7 @@ use crate::{
 /// When it cannot be had. The message says what was tried, and what to install.
 pub async fn mariadb() -> Option<&'static Database> {
     static SHARED: Shared<Database> = Shared::new();
-    SHARED.get("mariadb", || database(Engine::MariaDb)).await
+    SHARED.get(Backend::Database(Engine::MariaDb), || database(Engine::MariaDb)).await
 }
 
 /// The shared MySQL; `None` only if it was left out by `OUTBOX_TEST_WITHOUT`.
@@ -48,7 +48,7 @@ pub async fn mariadb() -> Option<&'static Database> {
 /// As [`mariadb`].
 pub async fn mysql() -> Option<&'static Database> {
     static SHARED: Shared<Database> = Shared::new();
-    SHARED.get("mysql", || database(Engine::MySql)).await
+    SHARED.get(Backend::Database(Engine::MySql), || database(Engine::MySql)).await
 }
 
 /// The shared database server of that kind.
@@ -70,71 +70,117 @@ pub async fn database_of(engine: Engine) -> Option<&'static Database> {
 /// As [`mariadb`].
 pub async fn kafka() -> Option<&'static Kafka> {
     static SHARED: Shared<Kafka> = Shared::new();
-    SHARED.get("kafka", find_kafka).await
+    SHARED.get(Backend::Kafka, find_kafka).await
+}
+
+/// What the ladder finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// MySQL or MariaDB.
+    Database(Engine),
+    /// Apache Kafka.
+    Kafka,
+}
+
+impl Backend {
+    /// All that there are.
+    pub const ALL: [Self; 3] =
+        [Self::Database(Engine::MariaDb), Self::Database(Engine::MySql), Self::Kafka];
+
+    /// In lower case, as in `OUTBOX_TEST_WITHOUT`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Database(engine) => engine.name(),
+            Self::Kafka => "kafka",
+        }
+    }
+
+    /// The variable that gives one.
+    #[must_use]
+    pub fn variable(self) -> String {
+        let name = self.name().to_uppercase();
+        match self {
+            Self::Database(_) => format!("OUTBOX_TEST_{name}_URL"),
+            Self::Kafka => format!("OUTBOX_TEST_{name}_BOOTSTRAP"),
+        }
+    }
+
+    /// Whether the backend was left out of this run: for tests that start servers of their own.
+    ///
+    /// # Panics
+    ///
+    /// When `OUTBOX_TEST_WITHOUT` names no backend.
+    #[must_use]
+    pub fn is_left_out(self) -> bool {
+        static LEFT_OUT: LazyLock<Vec<Backend>> = LazyLock::new(left_out);
+        LEFT_OUT.contains(&self)
+    }
+}
+
+const WITHOUT: &str = "OUTBOX_TEST_WITHOUT";
+
+/// Reads the variable, and says what it leaves out, now and at the end of the run.
+fn left_out() -> Vec<Backend> {
+    let backends = parse(&env::var(WITHOUT).unwrap_or_default());
+    for backend in &backends {
+        let line = format!("{}: LEFT OUT by {WITHOUT}", backend.name());
+        report::line(&line);
+        watchdog::note_at_end(&line).unwrap_or_else(|error| panic!("{error:#}"));
+    }
+    backends
+}
+
+fn parse(list: &str) -> Vec<Backend> {
+    list.split([',', ' '])
+        .filter(|word| !word.is_empty())
+        .map(|word| {
+            let named = Backend::ALL.into_iter().find(|backend| backend.name() == word);
+            named.unwrap_or_else(|| panic!("{WITHOUT}: there is no backend {word:?}"))
+        })
+        .collect()
 }
 
 /// One backend of the process: looked for once, and the outcome kept, be it a failure.
-struct Shared<T: 'static>(OnceCell<Option<Result<&'static T, String>>>);
+struct Shared<T: 'static>(OnceCell<Result<&'static T, String>>);
 
 impl<T> Shared<T> {
     const fn new() -> Self {
         Self(OnceCell::const_new())
     }
 
-    async fn get<F>(&self, name: &str, find: impl FnOnce() -> F) -> Option<&'static T>
+    async fn get<F>(&self, backend: Backend, find: impl FnOnce() -> F) -> Option<&'static T>
     where
         F: Future<Output = Result<&'static T>>,
     {
-        let found = self.0.get_or_init(|| async {
-            match is_left_out(name) {
-                Ok(false) => Some(find().await.map_err(|error| failure(name, &error))),
-                Ok(true) => None,
-                Err(error) => Some(Err(format!("{error:#}"))),
-            }
-        });
+        if backend.is_left_out() {
+            return None;
+        }
+        let found =
+            self.0.get_or_init(|| async { find().await.map_err(|error| failure(backend, &error)) });
         match found.await {
-            Some(Ok(server)) => Some(server),
-            Some(Err(failure)) => panic!("{failure}"),
-            None => None,
+            Ok(server) => Some(server),
+            Err(failure) => panic!("{failure}"),
         }
     }
 }
 
-fn failure(name: &str, error: &anyhow::Error) -> String {
+fn failure(backend: Backend, error: &anyhow::Error) -> String {
+    let name = backend.name();
     format!(
         "{name} cannot be had: {error:#}\n\
-         Give one by its variable, start Docker with its image, or install what is missing.\n\
-         To run the tests without it: OUTBOX_TEST_WITHOUT={name}"
+         Give one by {}, start Docker with its image, or install what is missing.\n\
+         To run the tests without it: {WITHOUT}={name}",
+        backend.variable()
     )
 }
 
-const WITHOUT: &str = "OUTBOX_TEST_WITHOUT";
-const BACKENDS: [&str; 3] = ["mariadb", "mysql", "kafka"];
-
-fn is_left_out(name: &str) -> Result<bool> {
-    let without = env::var(WITHOUT).unwrap_or_default();
-    let left_out: Vec<&str> = words(&without).collect();
-    for word in &left_out {
-        ensure!(BACKENDS.contains(word), "{WITHOUT}: {word:?} is none of {BACKENDS:?}");
-    }
-    if !left_out.contains(&name) {
-        return Ok(false);
-    }
-    report::line(&format!("{name}: LEFT OUT by {WITHOUT}"));
-    watchdog::note_at_end(&format!("not everything was tested: {WITHOUT} left out {name}"))?;
-    Ok(true)
-}
-
-fn words(list: &str) -> impl Iterator<Item = &str> {
-    list.split([',', ' ']).filter(|word| !word.is_empty())
-}
-
 /// How long a server that is not ours may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn database(engine: Engine) -> Result<&'static Database> {
     let name = engine.name();
-    let variable = format!("OUTBOX_TEST_{}_URL", name.to_uppercase());
+    let variable = Backend::Database(engine).variable();
     if let Some(url) = given(&variable) {
         let database = Database::at(engine, &url, PATIENCE).await?;
         announce(name, format!("given by {variable}"), database.version());
@@ -154,10 +200,10 @@ async fn database(engine: Engine) -> Result<&'static Database> {
 }
 
 async fn find_kafka() -> Result<&'static Kafka> {
-    const VARIABLE: &str = "OUTBOX_TEST_KAFKA_BOOTSTRAP";
-    if let Some(bootstrap) = given(VARIABLE) {
+    let variable = Backend::Kafka.variable();
+    if let Some(bootstrap) = given(&variable) {
         let kafka = Kafka::at(&bootstrap, 1, PATIENCE).await?;
-        announce("kafka", format!("given by {VARIABLE}"), kafka.bootstrap());
+        announce("kafka", format!("given by {variable}"), kafka.bootstrap());
         return Ok(Box::leak(Box::new(kafka)));
     }
     match docker::kafka().await {
@@ -182,11 +228,17 @@ fn announce(name: &str, rung: impl Display, what: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::words;
+    use super::*;
 
     #[test]
     fn backends_are_left_out_by_a_list() {
-        assert_eq!(words("mysql, kafka").collect::<Vec<_>>(), ["mysql", "kafka"]);
-        assert_eq!(words("").count(), 0);
+        assert_eq!(parse("mysql, kafka"), [Backend::Database(Engine::MySql), Backend::Kafka]);
+        assert_eq!(parse(""), []);
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no backend \"postgres\"")]
+    fn what_is_no_backend_cannot_be_left_out() {
+        parse("postgres");
     }
 }
