@@ -83,10 +83,13 @@ fn hosts(text: &str) -> Vec<String> {
 /// Whether the text has the trace, as a whole and not within a longer name.
 fn is_in(text: &str, trace: &str) -> bool {
     let is_part = |it: char| it.is_alphanumeric() || "_-.".contains(it);
+    // A path begins at its first slash, a host follows two.
+    let is_path = trace.starts_with('/');
     text.match_indices(trace).any(|(at, _)| {
         let before = text[..at].chars().next_back();
         let after = text[at + trace.len()..].chars().next();
-        !before.is_some_and(is_part) && !after.is_some_and(|it| it.is_alphanumeric() || it == '_')
+        !before.is_some_and(|it| is_part(it) || (is_path && it == '/'))
+            && !after.is_some_and(|it| it.is_alphanumeric() || it == '_')
     })
 }
 
@@ -105,5 +108,7 @@ mod tests {
         assert!(is_in("see /home/me/x", "/home/me"));
         assert!(!is_in("see /home/merry", "/home/me"));
         assert!(!is_in("see /srv/home/me", "/home/me"));
+        assert!(!is_in("mysql://root:secret@host", "/root"));
+        assert!(is_in("http://mirror.test/debian", "mirror.test"));
     }
 }
