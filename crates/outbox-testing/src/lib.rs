@@ -1,2 +1,12 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod broker;
+mod expected;
+mod store;
+
+pub use crate::broker::{Fault, MemoryBroker, Outage, Published};
+pub use crate::expected::{Expected, Found, assert_messages};
+pub use crate::store::{
+    MemoryConnection, MemoryOutbox, MemoryStore, MemoryTransaction, MemoryWriter,
+};
