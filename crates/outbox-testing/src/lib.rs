@@ -5,6 +5,7 @@ mod broker;
 pub mod conformance;
 mod expected;
 mod faulty_store;
+pub mod simulation;
 mod store;
 
 pub use crate::broker::{Fault, MemoryBroker, Outage, Published};

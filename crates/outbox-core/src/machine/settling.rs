@@ -102,7 +102,7 @@ impl Unsettled {
             self.since = None;
         }
         let failed: Vec<Failed> =
-            self.failed.drain(..self.failed.len().min(settings.settle_rows / 4)).collect();
+            self.failed.drain(..self.failed.len().min(settings.settle_rows.div_ceil(4))).collect();
         lanes.extend(failed.iter().map(|failed| failed.lease.lane));
         // Ascending ids touch each page of the table once.
         delivered.sort_unstable_by_key(|row| row.id.position);
