@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 pub use self::faults::{Fault, Outage};
 use self::faults::{Plight, Rule};
 use crate::Expected;
-use crate::expected::assert_messages;
+use crate::expected::{Found, assert_messages};
 
 /// A broker in memory: it keeps what arrives, in order, and fails as a test asks.
 ///
@@ -133,7 +133,12 @@ impl MemoryBroker {
             Ok(published) => published,
             Err(_) => {
                 let found = self.published();
-                panic!("{} of {count} messages arrived within a minute: {found:#?}", found.len())
+                let shown: Vec<_> = found.iter().map(Found::from).map(|r| r.to_string()).collect();
+                panic!(
+                    "{} of {count} messages arrived within a minute\n    {}",
+                    found.len(),
+                    shown.join("\n    "),
+                )
             }
         }
     }
@@ -256,10 +261,11 @@ impl State {
     }
 
     fn record(&mut self, delivery: &Delivery) -> Receipt {
-        let record = Published::new(delivery, self.partition_of(delivery));
-        let offset = self.offsets.entry((record.topic.clone(), record.partition)).or_default();
-        let record = Published { offset: *offset, ..record };
-        *offset += 1;
+        let partition = self.partition_of(delivery);
+        let topic = delivery.message.topic().to_owned();
+        let next = self.offsets.entry((topic, partition)).or_default();
+        let record = Published::of(delivery, partition, *next);
+        *next += 1;
         let receipt = Receipt::new(Some(record.partition), Some(record.offset));
         self.published.push(record);
         receipt
@@ -306,9 +312,30 @@ pub struct Published {
 }
 
 impl Published {
-    /// `delivery` as it arrives in `partition`, at offset 0: message id first, then the mark of a
-    /// retried dead letter, then the message's own headers.
-    pub fn new(delivery: &Delivery, partition: i32) -> Self {
+    /// A record that was read back from a broker.
+    ///
+    /// # Panics
+    ///
+    /// When no header [`header::ID`] holds a message id: such a record is not from an outbox.
+    pub fn new(
+        topic: impl Into<String>,
+        (partition, offset): (i32, i64),
+        key: Option<Vec<u8>>,
+        payload: Option<Vec<u8>>,
+        headers: Vec<(String, Option<Vec<u8>>)>,
+    ) -> Self {
+        let id = headers.iter().find(|(name, _)| name == header::ID);
+        let id =
+            id.and_then(|(_, value)| std::str::from_utf8(value.as_deref()?).ok()?.parse().ok());
+        let Some(message_id) = id else {
+            panic!("no header `{}` holds a message id: {headers:?}", header::ID);
+        };
+        Self { topic: topic.into(), partition, offset, message_id, key, payload, headers }
+    }
+
+    /// `delivery` as it arrives: its id first, then the mark of a retried dead letter, then its
+    /// own headers.
+    fn of(delivery: &Delivery, partition: i32, offset: i64) -> Self {
         let message = &delivery.message;
         let text = |text: &str| Some(text.as_bytes().to_vec());
         let mut headers = vec![(header::ID.to_owned(), text(&message.id().to_string()))];
@@ -320,7 +347,7 @@ impl Published {
         Self {
             topic: message.topic().to_owned(),
             partition,
-            offset: 0,
+            offset,
             message_id: message.id(),
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),
