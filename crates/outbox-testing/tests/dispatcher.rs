@@ -26,14 +26,16 @@ async fn add(store: &MemoryStore, keys: usize, count: usize) -> Vec<MessageId> {
 
 #[tokio::test(start_paused = true)]
 async fn everything_committed_is_published_once_and_in_order() {
-    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
-    let ids = add(&store, 20, 1_000).await;
-    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
-    let summary = dispatcher.run_until_empty().await.unwrap();
-    assert_eq!(summary.delivered, 1_000);
-    broker.assert_order_per_key(&ids);
-    broker.assert_no_repetition();
-    store.assert_pending::<&str>([]);
+    for store in [MemoryStore::new(), MemoryStore::new().in_commit_order()] {
+        let broker = MemoryBroker::new();
+        let ids = add(&store, 20, 1_000).await;
+        let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+        let summary = dispatcher.run_until_empty().await.unwrap();
+        assert_eq!(summary.delivered, 1_000);
+        broker.assert_order_per_key(&ids);
+        broker.assert_no_repetition();
+        store.assert_pending::<&str>([]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,6 +41,18 @@ async fn positions_are_handed_out_when_messages_are_added_and_rollbacks_leave_ho
 }
 
 #[tokio::test]
+async fn in_commit_order_positions_become_visible_ascending() {
+    let store = MemoryStore::new().in_commit_order();
+    assert!(store.open().await.unwrap().in_commit_order);
+    let (mut first, mut second) = (store.begin(), store.begin());
+    store.outbox().add(&mut first, message("1")).await.unwrap();
+    store.outbox().add(&mut second, message("2")).await.unwrap();
+    second.commit();
+    first.commit();
+    store.assert_pending([("orders", "2"), ("orders", "1")]);
+}
+
+#[tokio::test]
 async fn after_a_fail_over_positions_are_reused_and_another_server_answers() {
     let store = MemoryStore::new();
     let former = add(&store, "former").await;
