@@ -1,6 +1,7 @@
 //! A broker in memory that records what arrives and fails as a test asks.
 
 mod faults;
+mod published;
 mod publishing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,14 +13,14 @@ use std::time::Duration;
 
 use outbox_core::broker::{BrokerProfile, PublishErrorKind};
 use outbox_core::delivery::Receipt;
-use outbox_core::message::header;
 use outbox_core::{Delivery, MessageId};
 use tokio::sync::Notify;
 
 pub use self::faults::{Fault, Outage};
 use self::faults::{Plight, Rule};
+pub use self::published::Published;
 use crate::Expected;
-use crate::expected::assert_messages;
+use crate::expected::{Found, assert_messages};
 
 /// A broker in memory: it keeps what arrives, in order, and fails as a test asks.
 ///
@@ -133,7 +134,12 @@ impl MemoryBroker {
             Ok(published) => published,
             Err(_) => {
                 let found = self.published();
-                panic!("{} of {count} messages arrived within a minute: {found:#?}", found.len())
+                let shown: Vec<_> = found.iter().map(Found::from).map(|r| r.to_string()).collect();
+                panic!(
+                    "{} of {count} messages arrived within a minute\n    {}",
+                    found.len(),
+                    shown.join("\n    "),
+                )
             }
         }
     }
@@ -256,10 +262,11 @@ impl State {
     }
 
     fn record(&mut self, delivery: &Delivery) -> Receipt {
-        let record = Published::new(delivery, self.partition_of(delivery));
-        let offset = self.offsets.entry((record.topic.clone(), record.partition)).or_default();
-        let record = Published { offset: *offset, ..record };
-        *offset += 1;
+        let partition = self.partition_of(delivery);
+        let topic = delivery.message.topic().to_owned();
+        let next = self.offsets.entry((topic, partition)).or_default();
+        let record = Published::of(delivery, partition, *next);
+        *next += 1;
         let receipt = Receipt::new(Some(record.partition), Some(record.offset));
         self.published.push(record);
         receipt
@@ -282,55 +289,5 @@ impl fmt::Debug for MemoryBroker {
             .field("published", &state.published.len())
             .field("profile", &state.profile)
             .finish_non_exhaustive()
-    }
-}
-
-/// A message as it arrived at a broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Published {
-    /// The topic.
-    pub topic: String,
-    /// The partition.
-    pub partition: i32,
-    /// The offset in the partition.
-    pub offset: i64,
-    /// The message id, as header [`header::ID`] carries it.
-    pub message_id: MessageId,
-    /// The key.
-    pub key: Option<Vec<u8>>,
-    /// The payload; `None` is a tombstone.
-    pub payload: Option<Vec<u8>>,
-    /// All headers in order, [`header::ID`] included.
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
-}
-
-impl Published {
-    /// `delivery` as it arrives in `partition`, at offset 0: message id first, then the mark of a
-    /// retried dead letter, then the message's own headers.
-    pub fn new(delivery: &Delivery, partition: i32) -> Self {
-        let message = &delivery.message;
-        let text = |text: &str| Some(text.as_bytes().to_vec());
-        let mut headers = vec![(header::ID.to_owned(), text(&message.id().to_string()))];
-        if delivery.state.retried {
-            headers.push((header::RETRIED.to_owned(), text("true")));
-        }
-        let own = message.headers().iter();
-        headers.extend(own.map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))));
-        Self {
-            topic: message.topic().to_owned(),
-            partition,
-            offset: 0,
-            message_id: message.id(),
-            key: message.key().map(<[u8]>::to_vec),
-            payload: message.payload().map(<[u8]>::to_vec),
-            headers,
-        }
-    }
-
-    /// The value of the first header of this name; `None` when absent or null.
-    pub fn header(&self, name: &str) -> Option<&[u8]> {
-        let named = self.headers.iter().find(|(other, _)| other == name);
-        named.and_then(|(_, value)| value.as_deref())
     }
 }

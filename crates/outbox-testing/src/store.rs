@@ -66,6 +66,14 @@ impl MemoryStore {
         Self(Arc::new(Shared { origin: Instant::now(), state: Mutex::new(State::new(lanes)) }))
     }
 
+    /// Hands positions out at commit instead, so that they become visible in ascending order, as
+    /// in a store that has one writer at a time.
+    #[must_use]
+    pub fn in_commit_order(self) -> Self {
+        self.lock().keep_commit_order();
+        self
+    }
+
     /// An outbox that adds to this store.
     pub fn outbox(&self) -> MemoryOutbox {
         Outbox::new(MemoryWriter::new())
@@ -154,7 +162,7 @@ impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
         f.debug_struct("MemoryStore")
-            .field("lanes", &state.lanes())
+            .field("profile", &state.profile())
             .field("pending", &state.backlog(Duration::ZERO).pending)
             .finish_non_exhaustive()
     }

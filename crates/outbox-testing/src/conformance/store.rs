@@ -133,6 +133,7 @@ macro_rules! store_conformance {
             a_failed_row_that_is_gone_is_refused,
             one_settle_holds_rows_of_every_kind,
             settling_nothing_is_harmless,
+            a_dropped_call_is_in_nobodys_way,
         } }
         $crate::__conformance! { $fixture, store::purging {
             purging_deletes_at_most_the_limit,

@@ -12,7 +12,7 @@ use super::MemoryStore;
 #[async_trait]
 impl Store for MemoryStore {
     async fn open(&self) -> Result<StoreProfile, StoreError> {
-        Ok(StoreProfile::new(self.lock().lanes()))
+        Ok(self.lock().profile())
     }
 
     async fn keep_leases(&self, request: KeepLeases<'_>) -> Result<Standing, StoreError> {

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use outbox_core::delivery::{Receipt, RowId, RowState, Settlement};
-use outbox_core::store::{Delivered, Settle};
+use outbox_core::store::{Delivered, KeepLeases, Settle};
 use outbox_core::{Delivery, Lane, Lease, MessageId, WorkerId};
 
 use super::stage::{LONG, failed, id_of, message, spread};
@@ -214,6 +214,31 @@ pub async fn one_settle_holds_rows_of_every_kind<F: StoreFixture>() {
 pub async fn settling_nothing_is_harmless<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     assert_eq!(stage.fail(&[]).await.refused, []);
+}
+
+/// A call that is dropped half way, at any await point, is in nobody's way afterwards: neither a
+/// lock nor a connection stays behind.
+pub async fn a_dropped_call_is_in_nobodys_way<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(20)).await;
+    let worker = WorkerId::generate();
+    let leases = stage.take(worker, LONG).await;
+    let store = &stage.store;
+    for (index, id) in ids.iter().enumerate() {
+        let within = Duration::from_micros(150 * index as u64);
+        let row = stage.delivery(*id).await;
+        let delivered = [Delivered::new(id_of(&row), Receipt::default())];
+        let failed = [failed(&row, lease_of(&row, &leases), 1, Settlement::Retry(WAIT))];
+        let renew = KeepLeases::new(worker, LONG).renew(&leases);
+        _ = tokio::time::timeout(within, store.keep_leases(renew)).await;
+        _ = tokio::time::timeout(within, store.settle(Settle::new(&[], &failed))).await;
+        _ = tokio::time::timeout(within, store.settle(Settle::new(&delivered, &[]))).await;
+        _ = tokio::time::timeout(within, store.backlog()).await;
+        stage.add(message("orders", "after")).await;
+        stage.deliver(&[&row], false).await;
+    }
+    assert_eq!(stage.messages().await.len(), ids.len());
+    assert_eq!(stage.take(worker, LONG).await, leases);
 }
 
 async fn added<F: StoreFixture>(stage: &Stage<F>) -> Delivery {

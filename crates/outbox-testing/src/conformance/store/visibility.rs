@@ -42,8 +42,15 @@ pub async fn a_message_of_a_rolled_back_transaction_never_appears<F: StoreFixtur
 pub async fn messages_stand_in_the_order_in_which_they_were_added<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     let first = stage.add_all(spread(20)).await;
-    let second = stage.add_all(spread(20)).await;
-    assert_eq!(stage.messages().await, [first, second].concat());
+    let mut transaction = stage.fixture.begin().await;
+    let mut second = Vec::new();
+    for message in spread(5) {
+        second.push(message.id());
+        stage.add_in(&mut transaction, message).await;
+    }
+    stage.fixture.commit(transaction).await;
+    let third = stage.add_all(spread(20)).await;
+    assert_eq!(stage.messages().await, [first, second, third].concat());
 }
 
 /// Adding on a connection without an open transaction is refused, and nothing is inserted.
