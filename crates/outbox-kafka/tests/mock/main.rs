@@ -1,0 +1,4 @@
+//! The broker against librdkafka's simulated cluster: no server is needed.
+
+mod cluster;
+mod publishing;
