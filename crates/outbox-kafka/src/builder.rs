@@ -130,9 +130,14 @@ impl KafkaBuilder {
         self.check()?;
         let timing = Timing::new(self.message_timeout);
         let together = self.config(timing)?;
+        // A suspect gets one try and one verdict. Without retries there is nothing to duplicate or
+        // reorder, so this producer needs no producer id, for which it would wait half a second.
         let mut alone = together.clone();
         alone
+            .remove("message.send.max.retries")
             .set("client.id", format!("{}-alone", self.client_id))
+            .set("enable.idempotence", "false")
+            .set("retries", "0")
             .set("message.timeout.ms", millis(timing.alone()))
             .set("linger.ms", "0")
             .set("batch.num.messages", "1");

@@ -18,24 +18,13 @@ use crate::secrets::Secrets;
 /// with it every answer, in silence.
 pub(crate) struct Context {
     secrets: Secrets,
-    fatal: AtomicBool,
     acknowledged: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
 
 impl Context {
     pub(crate) fn new(secrets: Secrets) -> Self {
-        Self {
-            secrets,
-            fatal: AtomicBool::new(false),
-            acknowledged: AtomicBool::new(false),
-            last_error: Mutex::default(),
-        }
-    }
-
-    /// Whether the producer can never be used again.
-    pub(crate) fn is_fatal(&self) -> bool {
-        self.fatal.load(Ordering::Acquire)
+        Self { secrets, acknowledged: AtomicBool::new(false), last_error: Mutex::default() }
     }
 
     /// Whether the broker acknowledged anything to this producer.
@@ -78,9 +67,6 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-        if code == RDKafkaErrorCode::Fatal {
-            self.fatal.store(true, Ordering::Release);
-        }
         shielded(|| {
             if self.is_first_call(reason) {
                 tracing::warn!(?code, "kafka client: {}", self.secrets.scrub(reason));
@@ -111,6 +97,7 @@ fn receipt(partition: i32, offset: i64) -> Receipt {
     Receipt::new((partition >= 0).then_some(partition), (offset >= 0).then_some(offset))
 }
 
-fn shielded(call: impl FnOnce()) {
+/// Runs `call`; a panic in it goes no further. Its text went to the panic hook.
+pub(crate) fn shielded(call: impl FnOnce()) {
     _ = catch_unwind(AssertUnwindSafe(call));
 }

@@ -1,7 +1,6 @@
 //! A producer that is created anew after a fatal error, and the thread that polls it.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,7 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer as _, PurgeConfig};
 use tokio::sync::watch;
 
-use crate::context::Context;
+use crate::context::{Context, shielded};
 use crate::secrets::{self, Secrets};
 
 /// How long one poll waits for events. Bounds how late a stop is seen.
@@ -163,6 +162,7 @@ struct Life {
     /// `None` as soon as the producer ends, so that the polling thread becomes its last owner.
     producer: Mutex<Option<Arc<BaseProducer<Context>>>>,
     stopping: AtomicBool,
+    fatal: AtomicBool,
     acknowledged: AtomicBool,
     born: Instant,
     /// Milliseconds from `born` to the last round of the polling thread.
@@ -178,6 +178,7 @@ impl Client {
         let life = Arc::new(Life {
             producer: Mutex::new(Some(Arc::clone(&producer))),
             stopping: AtomicBool::new(false),
+            fatal: AtomicBool::new(false),
             acknowledged: AtomicBool::new(false),
             born: Instant::now(),
             beat: AtomicU64::new(0),
@@ -195,7 +196,8 @@ impl Client {
 
     /// The producer, unless it has ended or is about to.
     fn producer(&self) -> Option<Arc<BaseProducer<Context>>> {
-        self.life.lock().as_ref().filter(|p| !p.client().context().is_fatal()).map(Arc::clone)
+        let fatal = self.life.fatal.load(Ordering::Acquire);
+        if fatal { None } else { self.life.lock().clone() }
     }
 
     fn seems_dead(&self) -> bool {
@@ -228,14 +230,19 @@ impl Life {
     /// The polling thread: reports are handled here until the producer ends.
     fn run(&self, producer: Arc<BaseProducer<Context>>) {
         let context = Arc::clone(producer.client().context());
-        while !self.stopping.load(Ordering::Acquire) && !context.is_fatal() {
+        // The error callback is told the cause of a fatal error, not that it is one: ask.
+        let mut fatal = None;
+        while !self.stopping.load(Ordering::Acquire) && fatal.is_none() {
             self.poll(&producer, POLL);
             self.acknowledged.store(context.has_acknowledged(), Ordering::Relaxed);
+            fatal = producer.client().fatal_error();
         }
+        self.fatal.store(fatal.is_some(), Ordering::Release);
         self.lock().take();
-        if context.is_fatal() {
-            let cause = producer.client().fatal_error().map(|(code, _)| code);
-            tracing::error!(?cause, "the kafka producer had a fatal error and is replaced");
+        if let Some((cause, _)) = fatal {
+            shielded(|| {
+                tracing::error!(?cause, "the kafka producer had a fatal error and is replaced");
+            });
             let deadline = Instant::now() + LAST_ANSWERS;
             while producer.in_flight_count() > 0 && Instant::now() < deadline {
                 self.poll(&producer, Duration::from_millis(10));
@@ -260,7 +267,7 @@ impl Life {
     /// A panic that came through a callback ends this poll and nothing else.
     fn poll(&self, producer: &BaseProducer<Context>, wait: Duration) {
         self.beat.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
-        _ = catch_unwind(AssertUnwindSafe(|| producer.poll(wait)));
+        shielded(|| producer.poll(wait));
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<BaseProducer<Context>>>> {

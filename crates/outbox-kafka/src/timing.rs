@@ -29,7 +29,7 @@ impl Timing {
             queue: share(30, 20, 500),
             message,
             reconnect: share(30, 50, 500),
-            isolation: share(6, 250, 10_000),
+            isolation: share(6, 500, 10_000),
             slack: share(30, 50, 500),
         }
     }
@@ -65,6 +65,6 @@ mod tests {
             assert!(timing.undecided() > least, "{timing:?}");
             assert!(timing.reconnect <= Duration::from_millis(500), "{timing:?}");
         }
-        assert!(Timing::new(Duration::from_millis(600)).undecided() < Duration::from_secs(2));
+        assert!(Timing::new(Duration::from_millis(300)).undecided() < Duration::from_secs(2));
     }
 }

@@ -30,8 +30,7 @@ impl Cluster {
     }
 
     pub(crate) fn builder(&self) -> KafkaBuilder {
-        KafkaBroker::builder(self.mock.bootstrap_servers())
-            .message_timeout(Duration::from_millis(3_000))
+        KafkaBroker::builder(self.mock.bootstrap_servers()).message_timeout(Duration::from_secs(6))
     }
 
     pub(crate) fn broker(&self) -> KafkaBroker {

@@ -1,4 +1,5 @@
 //! The broker against librdkafka's simulated cluster: no server is needed.
 
 mod cluster;
+mod failing;
 mod publishing;
