@@ -1,5 +1,6 @@
 //! The broker against librdkafka's simulated cluster: no server is needed.
 
+mod building;
 mod cluster;
 mod failing;
 mod publishing;
