@@ -44,6 +44,25 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
     async fn close(&self, within: Duration);
 }
 
+#[async_trait]
+impl<B: Broker + ?Sized> Broker for std::sync::Arc<B> {
+    fn profile(&self) -> BrokerProfile {
+        B::profile(self)
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+        B::publish(self, batch, outcomes).await;
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        B::check(self).await
+    }
+
+    async fn close(&self, within: Duration) {
+        B::close(self, within).await;
+    }
+}
+
 /// What a broker states about itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -4,9 +4,16 @@
 pub mod broker;
 pub mod dead_letters;
 pub mod delivery;
+mod dispatcher;
 mod lease_table;
+pub mod machine;
 pub mod message;
+pub mod observe;
 mod outbox;
+pub mod retry;
+#[macro_use]
+mod seeded;
+pub mod status;
 pub mod store;
 mod trace;
 mod wake;
@@ -16,6 +23,10 @@ pub use async_trait::async_trait;
 pub use crate::broker::Broker;
 pub use crate::dead_letters::DeadLetters;
 pub use crate::delivery::{Delivery, Lane, Lease, Position, WorkerId};
+pub use crate::dispatcher::{
+    BuildError, BuildErrorKind, Dispatcher, DispatcherBuilder, DispatcherHandle, RunError,
+    RunErrorKind, Summary,
+};
 pub use crate::lease_table::LeaseTable;
 pub use crate::message::{Message, MessageId};
 pub use crate::outbox::{AddError, AddErrorKind, Outbox, Writer};

@@ -99,6 +99,37 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn backlog(&self) -> Result<Backlog, StoreError>;
 }
 
+#[async_trait]
+impl<S: Store + ?Sized> Store for std::sync::Arc<S> {
+    async fn open(&self) -> Result<StoreProfile, StoreError> {
+        S::open(self).await
+    }
+
+    async fn keep_leases(&self, request: KeepLeases<'_>) -> Result<Standing, StoreError> {
+        S::keep_leases(self, request).await
+    }
+
+    async fn claim(&self, request: Claim<'_>) -> Result<ClaimReply, StoreError> {
+        S::claim(self, request).await
+    }
+
+    async fn settle(&self, request: Settle<'_>) -> Result<Settled, StoreError> {
+        S::settle(self, request).await
+    }
+
+    async fn release(&self, request: Release<'_>) -> Result<(), StoreError> {
+        S::release(self, request).await
+    }
+
+    async fn purge(&self, request: Purge) -> Result<u64, StoreError> {
+        S::purge(self, request).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        S::backlog(self).await
+    }
+}
+
 /// What [`Store::open`] tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
