@@ -1,0 +1,3 @@
+//! The end-to-end tests, in one program: they share the servers that it starts.
+
+mod provisioning;

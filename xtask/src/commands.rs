@@ -1,0 +1,20 @@
+//! The commands, one a file.
+
+mod check;
+mod fix;
+mod servers;
+
+use anyhow::Result;
+
+/// One command. A new one is a file beside these, and a line in [`COMMANDS`].
+pub(crate) struct Command {
+    pub(crate) name: &'static str,
+    /// With its arguments.
+    pub(crate) usage: &'static str,
+    /// One line for the list.
+    pub(crate) about: &'static str,
+    pub(crate) run: fn(&[String]) -> Result<()>,
+}
+
+/// All of them, in the order of the list.
+pub(crate) const COMMANDS: &[Command] = &[check::COMMAND, fix::COMMAND, servers::COMMAND];
