@@ -129,8 +129,8 @@ impl KafkaBroker {
         let now = Instant::now();
         let start_by = end.min(now + self.timing.isolation) - self.timing.alone();
         let mut suspects = suspects.into_iter();
-        let _turn = timeout_at(start_by, self.turn_alone.lock()).await;
-        while _turn.is_ok() && Instant::now() < start_by {
+        let turn = timeout_at(start_by, self.turn_alone.lock()).await;
+        while turn.is_ok() && Instant::now() < start_by {
             let Some(index) = suspects.next() else { return };
             self.send_alone(index, &messages[index], outcomes).await;
         }

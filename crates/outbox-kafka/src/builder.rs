@@ -23,8 +23,8 @@ const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_000_000;
 /// How long a message waits for others. A dispatcher hands over whole batches, so little is won by
 /// waiting longer.
 const DEFAULT_LINGER: Duration = Duration::from_millis(1);
-/// How long a topic may be unknown before messages for it fail. librdkafka's 30 s would outlast
-/// the message timeout, and every message for a misspelt topic would end as a timeout.
+/// How long a topic may be unknown before messages for it fail, at most half the message timeout.
+/// librdkafka's 30 s would outlast it: a misspelt topic would look like an outage.
 const TOPIC_PROPAGATION: Duration = Duration::from_secs(2);
 /// The least room for messages in librdkafka's queue.
 pub(crate) const MIN_QUEUE_MESSAGES: u64 = 10_000;
@@ -169,7 +169,8 @@ impl KafkaBuilder {
 
     fn config(&self, timing: Timing) -> Result<ClientConfig, KafkaBuildError> {
         let mut config = ClientConfig::new();
-        config.set("topic.metadata.propagation.max.ms", millis(TOPIC_PROPAGATION));
+        let propagation = TOPIC_PROPAGATION.min(timing.message / 2);
+        config.set("topic.metadata.propagation.max.ms", millis(propagation));
         for (key, value) in &self.properties {
             if properties::check(key, value)? {
                 config.set(key, value);

@@ -55,7 +55,6 @@ const RULES: &[(&str, Rule)] = &[
     ("message.send.max.retries", AtLeast(1, RETRIES)),
     ("queue.buffering.max.messages", AtLeast(super::builder::MIN_QUEUE_MESSAGES, QUEUE)),
     ("queue.buffering.max.kbytes", AtLeast(super::builder::MIN_QUEUE_KBYTES, QUEUE)),
-    ("topic.metadata.propagation.max.ms", AtMost(60_000, UNDECIDED)),
     ("reconnect.backoff.ms", Never(UNDECIDED)),
     ("reconnect.backoff.max.ms", Never(UNDECIDED)),
     ("transactional.id", Never("transactions are not supported yet")),

@@ -2,5 +2,6 @@
 
 mod building;
 mod cluster;
+mod conformance;
 mod failing;
 mod publishing;
