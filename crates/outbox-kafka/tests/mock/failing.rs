@@ -87,6 +87,7 @@ async fn a_suspect_that_became_overdue_is_not_sent_again() {
     late.not_after = tokio::time::Instant::now() + Duration::from_millis(150);
     let outcomes = crate::cluster::publish_all(&broker, vec![late]).await;
     assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::NotSent)]);
+    cluster.mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
     assert_eq!(cluster.payloads(), ["warm"]);
 }
 
@@ -161,6 +162,7 @@ async fn a_queue_that_stays_full_sends_none_of_the_rest() {
     let batch = (0..COUNT).map(|n| message("k", &n.to_string()));
     let answers = kinds(&publish(&broker, batch).await);
     assert_eq!(answers[10_000..], [Some(PublishErrorKind::NotSent); 500]);
+    cluster.mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
     let expected: Vec<_> = (0..10_000).map(|n| n.to_string()).collect();
     assert_eq!(cluster.payloads()[1..], expected);
 }
