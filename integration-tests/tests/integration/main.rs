@@ -1,3 +1,5 @@
 //! The end-to-end tests, in one program: they share the servers that it starts.
 
+mod kafka;
+mod kafka_conformance;
 mod provisioning;
