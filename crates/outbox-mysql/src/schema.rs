@@ -209,7 +209,9 @@ mod tests {
     fn the_printed_migration_is_the_default_schema() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../migrations/mysql/0001_outbox.sql");
         let Ok(printed) = std::fs::read_to_string(path) else {
-            assert!(!std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations").exists());
+            assert!(
+                !std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../migrations").exists()
+            );
             return; // The published package does not hold the workspace's files.
         };
         assert_eq!(printed, MySqlSchema::new().sql(), "write the new text to {path}");

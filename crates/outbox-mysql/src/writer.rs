@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use outbox_core::store::{StoreError, StoreErrorKind};
 use outbox_core::{Message, Outbox, Writer};
 use sqlx::mysql::MySqlArguments;
-use sqlx::{Arguments, AssertSqlSafe, MySqlConnection, SqlStr, SqlSafeStr};
+use sqlx::{Arguments, AssertSqlSafe, MySqlConnection, SqlSafeStr, SqlStr};
 
 use crate::error::store_error;
 use crate::headers;
@@ -97,7 +97,10 @@ impl MySqlWriter {
                 return Err(StoreErrorKind::Other.into());
             };
             let values = bind(chunk)?;
-            sqlx::query_with(sql.clone(), values).execute(&mut *connection).await.map_err(store_error)?;
+            sqlx::query_with(sql.clone(), values)
+                .execute(&mut *connection)
+                .await
+                .map_err(store_error)?;
         }
         Ok(())
     }
@@ -137,7 +140,8 @@ fn chunks(mut messages: &[Message]) -> Vec<&[Message]> {
         let fits = |rows: &usize| {
             *rows == 1
                 || (*rows <= messages.len()
-                    && messages[..*rows].iter().map(Message::size).sum::<usize>() <= STATEMENT_BYTES)
+                    && messages[..*rows].iter().map(Message::size).sum::<usize>()
+                        <= STATEMENT_BYTES)
         };
         let rows = SIZES.into_iter().find(fits).unwrap_or(1);
         let (chunk, rest) = messages.split_at(rows);

@@ -244,10 +244,11 @@ mod tests {
     #[test]
     fn the_sweep_follows_the_page_and_the_open_look_the_sweep() {
         let spans = [span(1, 2)];
-        let claim = Claim::new(1_000)
-            .open(&spans)
-            .sweep(&spans)
-            .page(Page::new(&[Lane(0)], Position(7), 10));
+        let claim = Claim::new(1_000).open(&spans).sweep(&spans).page(Page::new(
+            &[Lane(0)],
+            Position(7),
+            10,
+        ));
         let plan = Plan::new(&Tables::new(), 16, &claim);
         assert_eq!(plan.parts, [Part::Page, Part::Sweep, Part::Set, Part::Open]);
     }

@@ -106,8 +106,7 @@ fn lane_record(row: &MySqlRow) -> Result<LaneRecord, StoreError> {
     let stamp = text::number(row, 3)?;
     let free = LaneRecord::free(lane, text::number(row, 1)?).with_stamp(stamp);
     let Some(owner) = text::bytes(row, 2)? else { return Ok(free) };
-    let owner: [u8; 16] =
-        owner.try_into().map_err(|_| StoreError::from(StoreErrorKind::Schema))?;
+    let owner: [u8; 16] = owner.try_into().map_err(|_| StoreError::from(StoreErrorKind::Schema))?;
     let ttl = Duration::from_micros(text::number(row, 5)?);
     Ok(free.owned(WorkerId::from_bytes(owner), stamp, text::number(row, 4)? == 1, ttl))
 }

@@ -95,13 +95,14 @@ pub(crate) fn read_message(row: &MySqlRow, first: usize) -> Result<Message, &'st
     let column = |offset| bytes(row, first + offset).map_err(|_| "column is missing");
     let message_id = id(row, first).map_err(|_| "message id is not 16 bytes")?;
     let topic = column(1)?.and_then(|topic| std::str::from_utf8(topic).ok());
-    let mut message = Message::builder(topic.ok_or("topic is not text")?)
-        .id(MessageId::from_bytes(message_id));
+    let mut message =
+        Message::builder(topic.ok_or("topic is not text")?).id(MessageId::from_bytes(message_id));
     if let Some(key) = column(2)? {
         message = message.key(key);
     }
     if let Some(partition) = signed(row, first + 3).map_err(|_| "partition is not a number")? {
-        message = message.partition(i32::try_from(partition).map_err(|_| "partition is too large")?);
+        message =
+            message.partition(i32::try_from(partition).map_err(|_| "partition is too large")?);
     }
     if let Some(stored) = column(4)? {
         for (name, value) in headers::decode(stored).ok_or("headers are malformed")? {

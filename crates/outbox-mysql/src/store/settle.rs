@@ -38,9 +38,10 @@ pub(super) fn refused(
     decisive: &[(usize, Position)],
     answers: &[Answer],
 ) -> impl Iterator<Item = Position> {
-    decisive.iter().filter(|(statement, _)| {
-        answers.get(*statement).is_none_or(|answer| answer.affected == 0)
-    }).map(|(_, position)| *position)
+    decisive
+        .iter()
+        .filter(|(statement, _)| answers.get(*statement).is_none_or(|answer| answer.affected == 0))
+        .map(|(_, position)| *position)
 }
 
 /// Every deleted row holds an acknowledged message: ids may have been reused after a fail-over.
