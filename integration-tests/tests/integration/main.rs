@@ -2,4 +2,5 @@
 
 mod kafka;
 mod kafka_conformance;
+mod mysql;
 mod provisioning;
