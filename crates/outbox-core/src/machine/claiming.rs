@@ -57,16 +57,13 @@ impl Machine {
             && (!self.circuit.is_open() || self.has_no_probe())
             && self.checked
             && self.leases.iter().any(|(_, held)| held.draining.is_none() && held.until > now)
-            && !self.is_full()
+            && (!self.is_full() || self.catch_up.is_some() || !self.fresh_lanes.is_empty())
             && self.page_rows() > 0
     }
 
     /// While the broker is down no pages are read, unless there is nothing else to probe it with.
     fn has_no_probe(&self) -> bool {
-        self.offered == 0
-            && self.loaded_rows == 0
-            && self.thirsty.is_empty()
-            && self.parked.is_empty()
+        self.is_waiting_for_rows() && self.parked.is_empty()
     }
 
     fn is_full(&self) -> bool {
@@ -238,7 +235,7 @@ impl Machine {
         self.turn = !self.turn;
         order.page = Some(match &self.catch_up {
             // Rows that wait for the catch-up must not crowd it out.
-            Some(catch_up) if self.turn || self.is_waiting_for_rows() => PageOrder {
+            Some(catch_up) if self.turn || full || self.is_waiting_for_rows() => PageOrder {
                 lanes: catch_up.lanes.clone(),
                 after: catch_up.after,
                 through: catch_up.through,
