@@ -8,10 +8,15 @@ mod dispatcher;
 mod lease_table;
 pub mod machine;
 pub mod message;
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub mod metrics;
 pub mod observe;
 mod outbox;
 pub mod retry;
-#[macro_use]
+#[cfg(outbox_seeded_bug)]
+pub mod seeded;
+#[cfg(not(outbox_seeded_bug))]
 mod seeded;
 pub mod status;
 pub mod store;
