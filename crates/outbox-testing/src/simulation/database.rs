@@ -58,10 +58,8 @@ impl Database {
         self.next_id += 1;
         let state = RowState::default();
         let visibility = Visibility::Allocated;
-        self.rows.insert(
-            id,
-            Row { message, lane, visibility, state, due: Duration::ZERO, added: now },
-        );
+        self.rows
+            .insert(id, Row { message, lane, visibility, state, due: Duration::ZERO, added: now });
         id
     }
 
