@@ -6,7 +6,8 @@ use outbox_testing::simulation::{simulate, trace};
 #[test]
 fn no_seed_loses_repeats_invents_or_reorders_a_message() {
     let from: u64 = std::env::var("OUTBOX_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    let count: u64 = std::env::var("OUTBOX_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20_000);
+    let count: u64 =
+        std::env::var("OUTBOX_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20_000);
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
     let totals = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..threads)

@@ -29,7 +29,6 @@ pub(super) struct Row {
     pub(super) visibility: Visibility,
     pub(super) state: RowState,
     pub(super) due: Duration,
-    /// By the store's clock.
     pub(super) added: Duration,
 }
 
@@ -59,10 +58,8 @@ impl Database {
         self.next_id += 1;
         let state = RowState::default();
         let visibility = Visibility::Allocated;
-        self.rows.insert(
-            id,
-            Row { message, lane, visibility, state, due: Duration::ZERO, added: self.clock + now },
-        );
+        self.rows
+            .insert(id, Row { message, lane, visibility, state, due: Duration::ZERO, added: now });
         id
     }
 
@@ -170,7 +167,7 @@ impl Database {
     fn delivery(&self, position: Position, row: &Row, now: Duration) -> Claimed {
         let delivery = Delivery::new(position, row.lane, row.message.clone())
             .with_state(self.state(row, now))
-            .with_age(self.now(now).saturating_sub(row.added));
+            .with_age(self.now(now).saturating_sub(row.added + Duration::from_secs(3_600)));
         Claimed::Delivery(delivery)
     }
 

@@ -251,7 +251,11 @@ impl World {
                 }
             }
         };
-        if written.is_zero() { written_now(self) } else { self.after(written, written_now) }
+        if written.is_zero() {
+            written_now(self)
+        } else {
+            self.after(written, written_now)
+        }
         let commits = self.random.random_ratio(9, 10);
         let end = move |world: &mut Self| world.end(number, rows, lock, commits);
         if done.is_zero() { end(self) } else { self.after(done, end) }
