@@ -718,7 +718,8 @@ impl Machine {
         if self.stage == Stage::Running {
             let healthy = self.is_healthy(now);
             self.leases.hand_over(now, healthy);
-            self.leases.keep_on();
+            let kept = self.leases.keep_on();
+            self.fresh_lanes.extend(kept);
         }
         for key in std::mem::take(&mut self.stalled_by_lane) {
             self.place(key, now);

@@ -54,11 +54,16 @@ impl Machine {
     /// Whether a page may be read: there is room for its rows, and somebody to send them to.
     pub(super) fn may_page(&self, now: Time) -> bool {
         self.stage == Stage::Running
-            && !self.circuit.is_open()
+            && (!self.circuit.is_open() || self.has_no_probe())
             && self.checked
             && self.leases.iter().any(|(_, held)| held.draining.is_none() && held.until > now)
-            && !self.is_full()
+            && (!self.is_full() || self.catch_up.is_some() || !self.fresh_lanes.is_empty())
             && self.page_rows() > 0
+    }
+
+    /// While the broker is down no pages are read, unless there is nothing else to probe it with.
+    fn has_no_probe(&self) -> bool {
+        self.is_waiting_for_rows() && self.parked.is_empty()
     }
 
     fn is_full(&self) -> bool {
@@ -73,7 +78,19 @@ impl Machine {
         let bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
         let room = full_page.min(rows).min(by_size(bytes.min(CLAIM_BYTES)));
         let worth_while = room >= full_page.div_ceil(4) && bytes >= self.typical_bytes;
-        if worth_while || self.loaded_rows == 0 { room } else { 0 }
+        if worth_while {
+            room
+        } else if self.is_waiting_for_rows() {
+            // Whatever is loaded waits for rows that were not read yet.
+            room.max(1)
+        } else {
+            0
+        }
+    }
+
+    /// Whether nothing that is loaded can move by itself.
+    fn is_waiting_for_rows(&self) -> bool {
+        self.offered == 0 && self.ready.is_empty() && self.thirsty.is_empty()
     }
 
     pub(super) fn next_claim(&mut self, now: Time) -> Option<Action> {
@@ -217,7 +234,8 @@ impl Machine {
         };
         self.turn = !self.turn;
         order.page = Some(match &self.catch_up {
-            Some(catch_up) if self.turn => PageOrder {
+            // Rows that wait for the catch-up must not crowd it out.
+            Some(catch_up) if self.turn || full || self.is_waiting_for_rows() => PageOrder {
                 lanes: catch_up.lanes.clone(),
                 after: catch_up.after,
                 through: catch_up.through,

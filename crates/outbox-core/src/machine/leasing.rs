@@ -214,13 +214,19 @@ impl Leases {
         }
     }
 
-    /// Takes back lanes that were to be handed over, when nobody is left to take them.
-    pub(super) fn keep_on(&mut self) {
-        if self.live_healthy(false) == 0 {
-            for held in self.held.values_mut() {
-                held.draining = None;
-            }
+    /// Takes back lanes that were to be handed over, when nobody is left to take them. Pages have
+    /// passed their rows meanwhile.
+    pub(super) fn keep_on(&mut self) -> Vec<Lane> {
+        if self.live_healthy(false) > 0 {
+            return Vec::new();
         }
+        let draining = self.held.iter_mut().filter(|(_, held)| held.draining.is_some());
+        draining
+            .map(|(lane, held)| {
+                held.draining = None;
+                *lane
+            })
+            .collect()
     }
 
     fn somebody_is_below(&self, floor: usize) -> bool {

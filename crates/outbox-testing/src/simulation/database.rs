@@ -29,6 +29,7 @@ pub(super) struct Row {
     pub(super) visibility: Visibility,
     pub(super) state: RowState,
     pub(super) due: Duration,
+    /// By the store's clock.
     pub(super) added: Duration,
 }
 
@@ -60,7 +61,7 @@ impl Database {
         let visibility = Visibility::Allocated;
         self.rows.insert(
             id,
-            Row { message, lane, visibility, state, due: Duration::ZERO, added: now },
+            Row { message, lane, visibility, state, due: Duration::ZERO, added: self.clock + now },
         );
         id
     }
@@ -169,7 +170,7 @@ impl Database {
     fn delivery(&self, position: Position, row: &Row, now: Duration) -> Claimed {
         let delivery = Delivery::new(position, row.lane, row.message.clone())
             .with_state(self.state(row, now))
-            .with_age(self.now(now).saturating_sub(row.added + Duration::from_secs(3_600)));
+            .with_age(self.now(now).saturating_sub(row.added));
         Claimed::Delivery(delivery)
     }
 
