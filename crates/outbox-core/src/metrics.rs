@@ -39,7 +39,8 @@ impl Observer for MetricsObserver {
             }
             Event::Published { topic, latency, .. } => {
                 let topic = self.label(topic);
-                ::metrics::counter!("outbox_published_total", "topic" => topic.clone()).increment(1);
+                ::metrics::counter!("outbox_published_total", "topic" => topic.clone())
+                    .increment(1);
                 ::metrics::histogram!("outbox_delivery_latency_seconds", "topic" => topic)
                     .record(latency.as_secs_f64());
             }

@@ -51,6 +51,7 @@ async fn a_panic_in_a_callback_hangs_nothing() {
         let started = std::time::Instant::now();
         broker.publish(&[Outgoing::new(delivery, not_after)], &outcomes).await;
         assert!(started.elapsed() < Duration::from_secs(4), "the publish hung");
+        assert_eq!(outcomes.unanswered(), 0, "the panic took the answer with it");
         let text = format!("{:?}", outcomes.take());
         assert_eq!(text.contains("Delivered"), expect_delivered, "{text}");
     };

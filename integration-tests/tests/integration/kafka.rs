@@ -102,11 +102,11 @@ fn published(record: &impl rdkafka::Message) -> Published {
         (record.partition(), record.offset()),
         record.key().map(<[u8]>::to_vec),
         record.payload().map(<[u8]>::to_vec),
-        headers.map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec))).collect(),
+        headers.map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect(),
     )
 }
 
-/// How often each key appears in a topic.
+/// The keys in a topic, sorted; a message that appears twice is there twice.
 async fn keys(kafka: &Kafka, topic: &str) -> Result<Vec<String>> {
     let records = read(kafka, topic).await?;
     let mut keys: Vec<_> = records

@@ -75,6 +75,7 @@ fn no_secret_is_printed_by_builder_broker_or_error() {
         "transactional.id",
         "enable.idempotence",
         "acks",
+        "batch.size",
         "retries",
         "partitioner",
     ] {

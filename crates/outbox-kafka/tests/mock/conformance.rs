@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use outbox_core::{Broker, Delivery, Lane, Message, Position, async_trait};
+use outbox_core::{Broker, async_trait};
 use outbox_kafka::KafkaBroker;
 use outbox_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
 use outbox_kafka::rdkafka::message::Headers;
@@ -88,26 +88,14 @@ impl BrokerFixture for OnMock {
 }
 
 fn published(record: &impl outbox_kafka::rdkafka::Message) -> Published {
-    let headers: Vec<_> = record
-        .headers()
-        .into_iter()
-        .flat_map(Headers::iter)
-        .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
-        .collect();
-    let id = headers.iter().find(|(name, _)| name == "outbox-id").expect("a message id");
-    let id = std::str::from_utf8(id.1.as_deref().expect("a value")).expect("text");
-    let stand_in = Message::builder(record.topic())
-        .tombstone()
-        .id(id.parse().expect("a UUID"))
-        .build()
-        .expect("message");
-    let delivery = Delivery::new(Position::START, Lane(0), stand_in);
-    let mut published = Published::new(&delivery, record.partition());
-    published.offset = record.offset();
-    published.key = record.key().map(<[u8]>::to_vec);
-    published.payload = record.payload().map(<[u8]>::to_vec);
-    published.headers = headers;
-    published
+    let headers = record.headers().into_iter().flat_map(Headers::iter);
+    Published::new(
+        record.topic(),
+        (record.partition(), record.offset()),
+        record.key().map(<[u8]>::to_vec),
+        record.payload().map(<[u8]>::to_vec),
+        headers.map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec))).collect(),
+    )
 }
 
 outbox_testing::broker_conformance!(OnMock);

@@ -58,8 +58,10 @@ impl Database {
         self.next_id += 1;
         let state = RowState::default();
         let visibility = Visibility::Allocated;
-        self.rows
-            .insert(id, Row { message, lane, visibility, state, due: Duration::ZERO, added: now });
+        self.rows.insert(
+            id,
+            Row { message, lane, visibility, state, due: Duration::ZERO, added: self.clock + now },
+        );
         id
     }
 
@@ -167,7 +169,7 @@ impl Database {
     fn delivery(&self, position: Position, row: &Row, now: Duration) -> Claimed {
         let delivery = Delivery::new(position, row.lane, row.message.clone())
             .with_state(self.state(row, now))
-            .with_age(self.now(now).saturating_sub(row.added + Duration::from_secs(3_600)));
+            .with_age(self.now(now).saturating_sub(row.added));
         Claimed::Delivery(delivery)
     }
 
