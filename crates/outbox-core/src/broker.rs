@@ -1,0 +1,183 @@
+//! The broker's side: publishing a batch into a sink of answers.
+
+mod outcomes;
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+pub use self::outcomes::{Outcome, Outcomes};
+use crate::delivery::{Delivery, Failure};
+
+/// Where messages are published.
+#[async_trait]
+pub trait Broker: fmt::Debug + Send + Sync + 'static {
+    /// What the dispatcher must know. Cheap, no I/O.
+    fn profile(&self) -> BrokerProfile;
+
+    /// Publishes a batch and answers each index into `outcomes` as soon as it is known.
+    ///
+    /// # Contract
+    ///
+    /// - Each index is answered at most once; what is not answered when the future ends or is
+    ///   dropped is [`PublishErrorKind::Unknown`].
+    /// - Answers count as they are given, even if the call is then cancelled.
+    /// - A delivery is delivered only when the broker acknowledged that message.
+    /// - Right before a message is handed over, [`Outgoing::is_overdue`] is checked; an overdue
+    ///   one is answered [`PublishErrorKind::NotSent`].
+    /// - The first message of a key in the batch is handed over before the next one of it.
+    /// - Nothing stays undecided longer than [`BrokerProfile::undecided`].
+    /// - [`PublishErrorKind::Rejected`] is answered only for a message that was refused alone.
+    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes);
+
+    /// A cheap round trip that tells whether publishing can work at all.
+    ///
+    /// # Errors
+    ///
+    /// A [`PublishError`], normally of kind [`PublishErrorKind::Unavailable`].
+    async fn check(&self) -> Result<(), PublishError>;
+
+    /// Flushes for at most `within`, then drops what is queued or in flight. Called once, after
+    /// the last publish, before lanes are given back.
+    async fn close(&self, within: Duration);
+}
+
+#[async_trait]
+impl<B: Broker + ?Sized> Broker for std::sync::Arc<B> {
+    fn profile(&self) -> BrokerProfile {
+        B::profile(self)
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+        B::publish(self, batch, outcomes).await;
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        B::check(self).await
+    }
+
+    async fn close(&self, within: Duration) {
+        B::close(self, within).await;
+    }
+}
+
+/// What a broker states about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BrokerProfile {
+    /// The largest message in bytes, as [`crate::message::Message::size`] counts.
+    pub max_message_bytes: usize,
+    /// The longest time a publish can stay undecided, the isolation of suspects included.
+    pub undecided: Duration,
+}
+
+impl BrokerProfile {
+    /// A broker that decides within `undecided` and takes messages of `max_message_bytes`.
+    pub fn new(max_message_bytes: usize, undecided: Duration) -> Self {
+        Self { max_message_bytes, undecided }
+    }
+}
+
+/// A delivery on its way out, with the instant after which it may not be sent any more.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Outgoing {
+    /// The delivery.
+    pub delivery: Delivery,
+    /// The lease's end, less the longest undecided time and a margin.
+    pub not_after: Instant,
+}
+
+impl Outgoing {
+    /// `delivery` may be sent until `not_after`.
+    pub fn new(delivery: Delivery, not_after: Instant) -> Self {
+        Self { delivery, not_after }
+    }
+
+    /// Whether it is too late to send this message under its lease.
+    pub fn is_overdue(&self) -> bool {
+        Instant::now() >= self.not_after
+    }
+}
+
+/// A message that was not acknowledged.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}")]
+pub struct PublishError {
+    kind: PublishErrorKind,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl PublishError {
+    /// An error of this kind caused by `source`. The source's text is stored with the row and
+    /// logged, sanitised and cut: it must not quote payloads, keys or secrets.
+    pub fn new(
+        kind: PublishErrorKind,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self { kind, source: Some(source.into()) }
+    }
+
+    /// What it means for the message.
+    pub fn kind(&self) -> PublishErrorKind {
+        self.kind
+    }
+
+    /// The failure as it is stored.
+    pub(crate) fn to_failure(&self) -> Failure {
+        let text = self.source.as_ref().map(ToString::to_string).unwrap_or_default();
+        Failure::new(self.kind.class(), &text)
+    }
+}
+
+impl From<PublishErrorKind> for PublishError {
+    fn from(kind: PublishErrorKind) -> Self {
+        Self { kind, source: None }
+    }
+}
+
+/// What a failed publish means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishErrorKind {
+    /// This message can never pass. Counted; it dies.
+    #[error("message was rejected for good")]
+    Rejected,
+    /// This message may pass later. Counted; its key waits.
+    #[error("message failed")]
+    Failed,
+    /// The topic is unknown or forbidden. Not counted; its topic waits and is probed.
+    #[error("destination is unknown or forbidden")]
+    Destination,
+    /// The broker as a whole cannot be used. Not counted; everything waits.
+    #[error("broker is unavailable")]
+    Unavailable,
+    /// Certainly not in the log, and nobody's fault. Not counted; offered again.
+    #[error("message was not sent")]
+    NotSent,
+    /// May have been published, as after every timeout. Not counted as an attempt; the key waits
+    /// and the message is sent again under the same id.
+    #[error("outcome is unknown")]
+    Unknown,
+}
+
+impl PublishErrorKind {
+    /// The word for this kind in stored failures and metrics.
+    pub fn class(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::Failed => "failed",
+            Self::Destination => "destination",
+            Self::Unavailable => "unavailable",
+            Self::NotSent => "not_sent",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// Whether the attempt counts towards the maximum.
+    pub fn counts(self) -> bool {
+        matches!(self, Self::Rejected | Self::Failed)
+    }
+}

@@ -1,0 +1,93 @@
+//! The gate of each (topic, key): a queue of rows of which only the first may be sent.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
+
+use super::Time;
+use super::topics::TopicId;
+use crate::delivery::{Lane, Position};
+use crate::message::MessageId;
+
+/// Hash maps that iterate in the same order in every run: a simulated seed must replay.
+pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+
+/// A (topic, key), as a hash. Two keys that collide share a gate: slower, never out of order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct KeyId(u64);
+
+impl KeyId {
+    /// The gate of `key`; a message without a key has one of its own.
+    pub(super) fn new(topic: TopicId, key: Option<&[u8]>, id: MessageId) -> Self {
+        let mut hasher = DefaultHasher::new();
+        topic.hash(&mut hasher);
+        match key {
+            Some(key) => key.hash(&mut hasher),
+            None => id.hash(&mut hasher),
+        }
+        Self(hasher.finish())
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) topic: TopicId,
+    pub(super) lane: Lane,
+    /// Rows that wait, ascending. Outstanding ones are not in it.
+    pub(super) queue: VecDeque<Position>,
+    /// How many rows are at the broker.
+    pub(super) outstanding: usize,
+    /// Where the key is listed.
+    pub(super) place: Place,
+    /// The wait that is in the timer already.
+    pub(super) timer: Option<Time>,
+    /// Its head is parked or held, and the rows behind gave their content up.
+    pub(super) blocked: bool,
+}
+
+/// Which list a key is in; an entry of any other list is stale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In none: its head is outstanding, parked, held or being written.
+    Nowhere,
+    /// Its head can be sent.
+    Ready,
+    /// Its head must be read first.
+    Thirsty,
+    /// Its head is being read.
+    Reading,
+    /// Its topic or its lane does not let it send.
+    Stalled,
+}
+
+impl Key {
+    pub(super) fn new(topic: TopicId, lane: Lane) -> Self {
+        Self {
+            topic,
+            lane,
+            queue: VecDeque::new(),
+            outstanding: 0,
+            place: Place::Nowhere,
+            timer: None,
+            blocked: false,
+        }
+    }
+
+    /// Inserts a row in its place.
+    pub(super) fn insert(&mut self, position: Position) {
+        match self.queue.back() {
+            Some(last) if *last > position => {
+                if let Err(index) = self.queue.binary_search(&position) {
+                    self.queue.insert(index, position);
+                }
+            }
+            Some(last) if *last == position => {}
+            _ => self.queue.push_back(position),
+        }
+    }
+
+    pub(super) fn remove(&mut self, position: Position) {
+        if let Ok(index) = self.queue.binary_search(&position) {
+            self.queue.remove(index);
+        }
+    }
+}

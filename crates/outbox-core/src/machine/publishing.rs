@@ -1,0 +1,391 @@
+//! Sending: which rows may go now, and what the answers mean for them.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::keys::{Key, KeyId, Place};
+use super::topics::TopicId;
+use super::{Action, Machine, Phase, Stage, Time};
+use crate::broker::{Outcome, PublishErrorKind};
+use crate::delivery::{Delivery, Failure, Lane, Lease, Position, Receipt, RowId, Settlement};
+use crate::observe::Event;
+use crate::retry::{OnDeath, RetryPolicy};
+use crate::seeded::seeded;
+use crate::store::{Delivered, Failed};
+
+/// Messages of one publish. Small enough that the first ones are sent while others are chosen.
+const BATCH_ROWS: usize = 1_000;
+/// A message that was certainly not sent is offered again after this time, if nothing else makes
+/// it wait.
+const NOT_SENT_WAIT: Duration = Duration::from_millis(100);
+/// Messages whose outcome is unknown are sent again on this schedule; nothing is counted.
+const AMBIGUOUS: RetryPolicy =
+    RetryPolicy::exponential(Duration::from_secs(1), Duration::from_secs(60));
+
+/// Messages that were handed to the broker together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    entries: Vec<Option<Entry>>,
+    open: usize,
+    sent: Time,
+}
+
+#[derive(Debug)]
+struct Entry {
+    position: Position,
+    key: KeyId,
+    topic: TopicId,
+    lane: Lane,
+    bytes: usize,
+}
+
+impl Batch {
+    pub(super) fn has_lane(&self, lane: Lane) -> bool {
+        self.entries.iter().flatten().any(|entry| entry.lane == lane)
+    }
+}
+
+impl Machine {
+    /// Puts a key where its head belongs. Called whenever anything about it changed.
+    pub(super) fn place(&mut self, id: KeyId, now: Time) {
+        let Some(key) = self.keys.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut key.place, Place::Nowhere);
+        let Some(head) = key.queue.front().copied() else {
+            if key.outstanding == 0 {
+                self.keys.remove(&id);
+            }
+            return;
+        };
+        if key.outstanding > 0 && key.outstanding >= self.settings.in_key_window {
+            return;
+        }
+        let Some(row) = self.rows.get_mut(&head) else { return };
+        if matches!(row.phase, Phase::Writing | Phase::Unclear) {
+            return;
+        }
+        if row.parked_until.is_some_and(|until| until <= now) {
+            row.parked_until = None;
+        }
+        if row.state.held || row.parked_until.is_some() {
+            let wait = row.parked_until.filter(|_| !row.state.held);
+            return self.block(id, head, wait);
+        }
+        self.watched.remove(&head);
+        if let Some(key) = self.keys.get_mut(&id) {
+            key.blocked = false;
+        }
+        let Some(row) = self.rows.get(&head) else { return };
+        if row.unreadable.is_some() {
+            return self.condemn_unreadable(head);
+        }
+        let ready = row.content.is_some();
+        let Some(key) = self.keys.get_mut(&id) else { return };
+        match (ready, before) {
+            (true, Place::Ready) | (false, Place::Thirsty) => key.place = before,
+            (true, _) => {
+                key.place = Place::Ready;
+                self.ready.push_back(id);
+            }
+            (false, _) => {
+                key.place = Place::Thirsty;
+                self.thirsty.push_back(id);
+            }
+        }
+    }
+
+    /// The head of this key is held, or parked until then: nothing behind it may go.
+    fn block(&mut self, id: KeyId, head: Position, until: Option<Time>) {
+        self.watched.insert(head);
+        let Some(key) = self.keys.get_mut(&id) else { return };
+        if until.is_some() && key.timer != until {
+            key.timer = until;
+            self.parked.extend(until.map(|until| Reverse((until, id))));
+        }
+        if !std::mem::replace(&mut key.blocked, true) {
+            self.strip(id, 0);
+        }
+    }
+
+    /// Lets keys of a topic try again, as many as it may send now.
+    pub(super) fn unstall(&mut self, topic: TopicId, now: Time) {
+        let bytes_share = self.settings.bytes_in_flight / 2;
+        let closed = self.topics.get(topic).is_closed();
+        let mut rounds = if closed { 1 } else { BATCH_ROWS };
+        while rounds > 0 && self.topics.get(topic).allows(bytes_share, now) {
+            let Some(id) = self.topics.get_mut(topic).stalled.pop_front() else { return };
+            if self.keys.get(&id).is_some_and(|key| key.place == Place::Stalled) {
+                self.place(id, now);
+                rounds -= 1;
+            }
+            if closed && !self.ready.is_empty() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn next_publish(&mut self, now: Time) -> Option<Action> {
+        if self.stage != Stage::Running || self.ready.is_empty() {
+            return None;
+        }
+        let room = self.settings.rows_in_flight.saturating_sub(self.in_flight());
+        let limit = self.circuit.allows(room.min(BATCH_ROWS), now);
+        let bytes_share = self.settings.bytes_in_flight / 2;
+        let mut entries = Vec::new();
+        let mut deliveries = Vec::new();
+        while entries.len() < limit {
+            let Some(id) = self.ready.pop_front() else { break };
+            let Some(key) = self.keys.get_mut(&id) else { continue };
+            if key.place != Place::Ready {
+                continue;
+            }
+            let Some(not_after) = self.send_until(self.keys[&id].lane, now) else {
+                self.set_place(id, Place::Stalled);
+                self.stalled_by_lane.push(id);
+                continue;
+            };
+            let topic = self.keys[&id].topic;
+            if !self.topics.get(topic).allows(bytes_share, now) {
+                self.set_place(id, Place::Stalled);
+                self.topics.get_mut(topic).stalled.push_back(id);
+                if self.topics.get(topic).is_closed() {
+                    self.strip(id, 0);
+                }
+                continue;
+            }
+            let gate = if seeded!("no-gate") { usize::MAX } else { self.settings.in_key_window };
+            while entries.len() < limit {
+                let key = &self.keys[&id];
+                // Only messages of one batch overlap within a key: their order is the batch's.
+                let earlier = key.outstanding > 0 && entries.is_empty();
+                if key.outstanding >= gate || earlier {
+                    break;
+                }
+                let Some((entry, delivery)) = self.offer_head(id, now) else { break };
+                entries.push(Some(entry));
+                deliveries.push((delivery, not_after));
+            }
+            self.place(id, now);
+        }
+        if entries.is_empty() {
+            return None;
+        }
+        self.circuit.sent();
+        let number = self.next_batch;
+        self.next_batch += 1;
+        self.offered += entries.len();
+        let open = entries.len();
+        self.batches.insert(number, Batch { entries, open, sent: now });
+        Some(Action::Publish(number, deliveries))
+    }
+
+    fn set_place(&mut self, id: KeyId, place: Place) {
+        if let Some(key) = self.keys.get_mut(&id) {
+            key.place = place;
+        }
+    }
+
+    /// Until when messages of a lane may be sent; `None` when it is too late already.
+    fn send_until(&self, lane: Lane, now: Time) -> Option<Time> {
+        let held = self.leases.get(lane)?;
+        let reserve = self.settings.undecided + self.settings.margin;
+        let not_after = held.until.saturating_sub(reserve);
+        (held.draining.is_none() && now < not_after).then_some(not_after)
+    }
+
+    /// Takes the head of a key's queue to the broker, if it is loaded and nothing holds it.
+    fn offer_head(&mut self, id: KeyId, now: Time) -> Option<(Entry, Delivery)> {
+        let key = self.keys.get_mut(&id)?;
+        let position = *key.queue.front()?;
+        let row = self.rows.get_mut(&position)?;
+        let free = row.phase == Phase::Queued
+            && !row.state.held
+            && row.parked_until.is_none()
+            && row.unreadable.is_none();
+        let delivery = if free { row.content.take()? } else { return None };
+        row.phase = Phase::Offered;
+        key.queue.pop_front();
+        key.outstanding += 1;
+        self.topics.get_mut(row.topic).sent(row.bytes, now);
+        let entry = Entry { position, key: id, topic: row.topic, lane: row.lane, bytes: row.bytes };
+        Some((entry, *delivery))
+    }
+
+    // ---- answers -------------------------------------------------------------------------------
+
+    pub(super) fn answered(&mut self, batch: u64, index: usize, outcome: Outcome, now: Time) {
+        let Some(open) = self.batches.get_mut(&batch) else { return };
+        let Some(entry) = open.entries.get_mut(index).and_then(Option::take) else { return };
+        open.open -= 1;
+        let sent = open.sent;
+        if open.open == 0 {
+            self.batches.remove(&batch);
+        }
+        self.offered -= 1;
+        self.loaded_rows -= 1;
+        self.loaded_bytes -= entry.bytes;
+        self.topics.get_mut(entry.topic).answered(entry.bytes);
+        if let Some(key) = self.keys.get_mut(&entry.key) {
+            key.outstanding -= 1;
+        }
+        match outcome {
+            Outcome::Delivered(receipt) => self.acknowledged(&entry, receipt, now),
+            Outcome::Failed(kind, failure) => self.failed(&entry, kind, failure, sent, now),
+        }
+        self.place(entry.key, now);
+        self.unstall(entry.topic, now);
+    }
+
+    /// Whatever the broker did not answer may have been published.
+    pub(super) fn publish_ended(&mut self, batch: u64, now: Time) {
+        let count = self.batches.get(&batch).map_or(0, |batch| batch.entries.len());
+        for index in 0..count {
+            let failure = Failure::new(PublishErrorKind::Unknown.class(), "no answer");
+            let unknown = Outcome::Failed(PublishErrorKind::Unknown, failure);
+            self.answered(batch, index, unknown, now);
+        }
+    }
+
+    fn acknowledged(&mut self, entry: &Entry, receipt: Receipt, now: Time) {
+        let opened_at = self.circuit.open_since();
+        if self.circuit.acknowledged(now) {
+            let after = now.saturating_sub(opened_at.unwrap_or(now));
+            self.tell(Event::CircuitClosed { after });
+            self.pace.hurry(now);
+        }
+        let name = Arc::clone(&self.topics.get(entry.topic).name);
+        let closed_at = self.topics.get(entry.topic).closed_since();
+        if self.topics.acknowledged(entry.topic) {
+            let after = now.saturating_sub(closed_at.unwrap_or(now));
+            self.tell(Event::TopicOpened { topic: Arc::clone(&name), after });
+        }
+        self.last_progress = now;
+        let Some(row) = self.rows.get_mut(&entry.position) else { return };
+        row.phase = Phase::Acknowledged;
+        let id = row.id;
+        let latency = now.saturating_sub(row.added_at);
+        self.tell(Event::Published { topic: name, id, latency, receipt });
+        let delivered = Delivered::new(RowId::new(entry.position, id), receipt);
+        self.unsettled.acknowledged(delivered, entry.lane, now);
+    }
+
+    fn failed(
+        &mut self,
+        entry: &Entry,
+        kind: PublishErrorKind,
+        failure: Failure,
+        sent: Time,
+        now: Time,
+    ) {
+        let random = self.chance();
+        let undecided = self.settings.undecided;
+        let name = Arc::clone(&self.topics.get(entry.topic).name);
+        match kind {
+            PublishErrorKind::Unavailable | PublishErrorKind::Unknown => {
+                self.topics.get_mut(entry.topic).inconclusive();
+                if kind == PublishErrorKind::Unknown {
+                    self.topics.get_mut(entry.topic).timed_out(now, undecided);
+                }
+                if self.circuit.troubled(sent, now, random) {
+                    self.tell(Event::CircuitOpened);
+                }
+            }
+            PublishErrorKind::Destination => {
+                self.circuit.inconclusive();
+                if self.topics.get_mut(entry.topic).close(now, random) {
+                    self.tell(Event::TopicClosed { topic: Arc::clone(&name) });
+                }
+            }
+            _ => {
+                self.circuit.inconclusive();
+                self.topics.get_mut(entry.topic).inconclusive();
+            }
+        }
+        let Some(row) = self.rows.get_mut(&entry.position) else { return };
+        let id = row.id;
+        let read = row.state;
+        // The lane may have been lost meanwhile: its next owner has read the row already.
+        let lease = Lease::new(row.lane, row.epoch);
+        self.tell(Event::PublishFailed { topic: name, id, kind });
+        let held_epoch = self.leases.get(lease.lane).map(|held| held.epoch);
+        let Some(epoch) = held_epoch else { return self.drop_row(entry.position, now) };
+        let lease = Lease::new(lease.lane, epoch);
+        self.return_row(entry, epoch);
+        match kind {
+            PublishErrorKind::Rejected | PublishErrorKind::Failed => {
+                let attempts = read.attempts.saturating_add(1);
+                let settlement = self.judge(entry.topic, kind, attempts, random);
+                let row = RowId::new(entry.position, id);
+                self.write_failure(Failed::new(row, lease, read, attempts, settlement, failure));
+            }
+            PublishErrorKind::Unknown => {
+                if seeded!("timeout-counts") {
+                    let settlement = self.judge(entry.topic, kind, read.attempts + 1, random);
+                    let row = RowId::new(entry.position, id);
+                    let attempts = read.attempts + 1;
+                    self.write_failure(Failed::new(
+                        row, lease, read, attempts, settlement, failure,
+                    ));
+                } else if let Some(row) = self.rows.get_mut(&entry.position) {
+                    row.ambiguous = row.ambiguous.saturating_add(1);
+                    row.parked_until = Some(now + AMBIGUOUS.wait(row.ambiguous, random));
+                }
+            }
+            PublishErrorKind::NotSent | PublishErrorKind::Unavailable => {
+                if let Some(row) = self.rows.get_mut(&entry.position) {
+                    row.parked_until = Some(now + NOT_SENT_WAIT);
+                }
+            }
+            // Its topic makes it wait.
+            PublishErrorKind::Destination => {}
+        }
+    }
+
+    /// Puts a row back into the queue of its key, without its content.
+    fn return_row(&mut self, entry: &Entry, epoch: u64) {
+        let Some(row) = self.rows.get_mut(&entry.position) else { return };
+        row.phase = Phase::Queued;
+        row.epoch = epoch;
+        let (topic, lane) = (row.topic, row.lane);
+        self.keys.entry(entry.key).or_insert_with(|| Key::new(topic, lane)).insert(entry.position);
+    }
+
+    /// What becomes of a message after a failure that counts.
+    fn judge(
+        &self,
+        topic: TopicId,
+        kind: PublishErrorKind,
+        attempts: u32,
+        random: f64,
+    ) -> Settlement {
+        let policy = &self.topics.get(topic).policy;
+        let retry = policy.retry.unwrap_or(self.settings.retry);
+        let delay = match kind {
+            PublishErrorKind::Rejected => None,
+            _ => retry.delay(attempts, random),
+        };
+        match (delay, policy.on_death) {
+            (Some(delay), _) => Settlement::Retry(delay),
+            (None, OnDeath::Hold) => Settlement::Held,
+            (None, OnDeath::Skip) => Settlement::Dead,
+        }
+    }
+
+    /// A row that cannot be read dies like a message that the broker rejected.
+    fn condemn_unreadable(&mut self, position: Position) {
+        let Some(row) = self.rows.get(&position) else { return };
+        let Some(failure) = row.unreadable.clone() else { return };
+        let attempts = row.state.attempts.saturating_add(1);
+        let settlement = self.judge(row.topic, PublishErrorKind::Rejected, attempts, 0.0);
+        let lease = Lease::new(row.lane, row.epoch);
+        let id = RowId::new(position, row.id);
+        self.write_failure(Failed::new(id, lease, row.state, attempts, settlement, failure));
+    }
+
+    fn write_failure(&mut self, failed: Failed) {
+        if let Some(row) = self.rows.get_mut(&failed.id.position) {
+            row.phase = Phase::Writing;
+        }
+        self.unsettled.failed(failed);
+    }
+}

@@ -1,0 +1,252 @@
+//! Recording what became of rows, and when a settled row may be forgotten.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Action, Machine, Map, Phase, Settings, SettleOrder, Stage, Time};
+use crate::delivery::{Lane, Position, Settlement};
+use crate::observe::{Event, Step};
+use crate::retry::Retention;
+use crate::seeded::seeded;
+use crate::store::{Delivered, Failed, Settled, StoreErrorKind};
+
+/// Rows whose settlement is not confirmed.
+#[derive(Debug, Default)]
+pub(super) struct Unsettled {
+    delivered: VecDeque<(Delivered, Lane)>,
+    failed: VecDeque<Failed>,
+    /// When the oldest of `delivered` was acknowledged.
+    since: Option<Time>,
+    out: Map<u64, Out>,
+    /// Settles that failed, or whose answer was lost: repeated as they were.
+    again: VecDeque<(u64, Out)>,
+    again_at: Time,
+    failures: u32,
+    failing: Option<Time>,
+    lanes: Map<Lane, usize>,
+    rows: usize,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Out {
+    order: Arc<SettleOrder>,
+    lanes: Vec<Lane>,
+}
+
+/// Settled rows that a claim which is still out may bring in again.
+#[derive(Debug)]
+pub(super) struct Fading {
+    pub(super) claim: u64,
+    pub(super) rows: Vec<Position>,
+}
+
+impl Unsettled {
+    pub(super) fn acknowledged(&mut self, delivered: Delivered, lane: Lane, now: Time) {
+        self.since.get_or_insert(now);
+        self.delivered.push_back((delivered, lane));
+        *self.lanes.entry(lane).or_default() += 1;
+        self.rows += 1;
+    }
+
+    pub(super) fn failed(&mut self, failed: Failed) {
+        *self.lanes.entry(failed.lease.lane).or_default() += 1;
+        self.failed.push_back(failed);
+    }
+
+    /// Delivered rows whose settlement is not confirmed.
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
+    pub(super) fn has_lane(&self, lane: Lane) -> bool {
+        self.lanes.contains_key(&lane)
+    }
+
+    /// Since when settles have failed.
+    pub(super) fn failing(&self) -> Option<Time> {
+        self.failing
+    }
+
+    /// When the next settle is due, if another may be out.
+    pub(super) fn due(&self, settings: &Settings) -> Option<Time> {
+        if self.out.len() >= settings.settles {
+            return None;
+        }
+        if !self.again.is_empty() {
+            return Some(self.again_at);
+        }
+        if self.failing.is_some() && !self.out.is_empty() {
+            return None;
+        }
+        if !self.failed.is_empty() || self.delivered.len() >= settings.settle_rows {
+            return Some(Time::ZERO);
+        }
+        self.since.map(|since| since + settings.settle_linger)
+    }
+
+    fn take(&mut self, settings: &Settings) -> Out {
+        let count = self.delivered.len().min(settings.settle_rows);
+        let mut lanes = Vec::new();
+        let mut delivered = Vec::with_capacity(count);
+        for (row, lane) in self.delivered.drain(..count) {
+            delivered.push(row);
+            lanes.push(lane);
+        }
+        if self.delivered.is_empty() {
+            self.since = None;
+        }
+        let failed: Vec<Failed> =
+            self.failed.drain(..self.failed.len().min(settings.settle_rows.div_ceil(4))).collect();
+        lanes.extend(failed.iter().map(|failed| failed.lease.lane));
+        // Ascending ids touch each page of the table once.
+        delivered.sort_unstable_by_key(|row| row.id.position);
+        let archive = settings.retention != Retention::Delete;
+        Out { order: Arc::new(SettleOrder { delivered, failed, archive }), lanes }
+    }
+
+    fn confirm(&mut self, out: &Out) {
+        self.rows -= out.order.delivered.len();
+        for lane in &out.lanes {
+            if let Some(count) = self.lanes.get_mut(lane) {
+                *count -= 1;
+                if *count == 0 {
+                    self.lanes.remove(lane);
+                }
+            }
+        }
+    }
+}
+
+impl Machine {
+    pub(super) fn next_settle(&mut self, now: Time) -> Option<Action> {
+        if matches!(self.stage, Stage::Releasing | Stage::Stopping | Stage::Stopped) {
+            return None;
+        }
+        let due = self.unsettled.due(&self.settings)?;
+        // A lane that is being handed over waits for nothing.
+        let hurry = self.stage != Stage::Running
+            || self.leases.iter().any(|(_, held)| held.draining.is_some());
+        if due > now && !(hurry && self.unsettled.again.is_empty()) {
+            return None;
+        }
+        let (number, out) = match self.unsettled.again.pop_front() {
+            Some(again) => again,
+            None => {
+                self.unsettled.next += 1;
+                (self.unsettled.next, self.unsettled.take(&self.settings))
+            }
+        };
+        let order = Arc::clone(&out.order);
+        self.unsettled.out.insert(number, out);
+        Some(Action::Settle(number, order))
+    }
+
+    pub(super) fn settled(
+        &mut self,
+        number: u64,
+        result: Result<Settled, StoreErrorKind>,
+        now: Time,
+    ) {
+        let Some(out) = self.unsettled.out.remove(&number) else { return };
+        let settled = match result {
+            Ok(settled) => settled,
+            Err(kind) => {
+                // It may have happened: the rows stay known until it was repeated.
+                let wait = match kind {
+                    StoreErrorKind::Conflict => Duration::from_millis(5),
+                    _ => Duration::from_millis(100),
+                };
+                let factor = 1 << self.unsettled.failures.min(5);
+                self.unsettled.failures += 1;
+                self.unsettled.again_at = now + (wait * factor).mul_f64(0.5 + 0.5 * self.chance());
+                if kind != StoreErrorKind::Conflict || self.unsettled.failures > 5 {
+                    self.unsettled.failing.get_or_insert(now);
+                }
+                self.unsettled.again.push_back((number, out));
+                return self.store_failed(Step::Settle, kind);
+            }
+        };
+        self.unsettled.failing = None;
+        self.unsettled.failures = 0;
+        self.unsettled.confirm(&out);
+        let rows: Vec<Position> =
+            out.order.delivered.iter().map(|delivered| delivered.id.position).collect();
+        if !rows.is_empty() {
+            self.tell(Event::Settled { rows: rows.len() });
+        }
+        self.forget_settled(rows);
+        for failed in &out.order.failed {
+            self.failure_recorded(failed, &settled, now);
+        }
+    }
+
+    /// Rows of a confirmed settlement are forgotten once no read that was sent before can bring
+    /// them in again.
+    fn forget_settled(&mut self, rows: Vec<Position>) {
+        match &self.claiming {
+            Some(claim) if !seeded!("forget-on-settle") => {
+                self.fading.push_back(Fading { claim: claim.number, rows });
+            }
+            _ => {
+                for position in rows {
+                    self.rows.remove(&position);
+                }
+            }
+        }
+    }
+
+    fn failure_recorded(&mut self, failed: &Failed, settled: &Settled, now: Time) {
+        let position = failed.id.position;
+        let claims = self.claims;
+        let Some(row) = self.rows.get_mut(&position) else { return };
+        if row.phase != Phase::Writing || row.id != failed.id.message {
+            return;
+        }
+        if settled.refused.contains(&position) {
+            row.phase = Phase::Unclear;
+            self.recheck.push(position);
+            return;
+        }
+        row.phase = Phase::Queued;
+        row.state.attempts = failed.attempts;
+        row.changed_at_claim = claims;
+        let (key, id, topic) = (row.key, row.id, Arc::clone(&self.topics.get(row.topic).name));
+        match failed.settlement {
+            Settlement::Retry(after) => {
+                row.parked_until = Some(now + after);
+                let attempts = failed.attempts;
+                self.tell(Event::RetryScheduled { topic, id, attempts, after });
+            }
+            Settlement::Held => {
+                row.state.held = true;
+                self.tell(Event::Held { topic, id });
+            }
+            Settlement::Dead => {
+                self.tell(Event::Dead { topic, id });
+                self.fade_row(position, now);
+                return;
+            }
+        }
+        self.place(key, now);
+    }
+
+    /// A row that left the outbox though it was not delivered: as with delivered rows, a claim
+    /// that is out may still bring it in.
+    fn fade_row(&mut self, position: Position, now: Time) {
+        let Some(row) = self.rows.get_mut(&position) else { return };
+        row.phase = Phase::Acknowledged;
+        let id = row.key;
+        if let Some(key) = self.keys.get_mut(&id) {
+            key.remove(position);
+        }
+        self.watched.remove(&position);
+        self.forget_settled(vec![position]);
+        self.place(id, now);
+    }
+}

@@ -1,0 +1,217 @@
+//! What is known of each topic: its policy, its share of the window, whether it waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Time;
+use super::keys::KeyId;
+use crate::retry::TopicPolicy;
+
+const FIRST_PROBE: Duration = Duration::from_millis(500);
+const LAST_PROBE: Duration = Duration::from_secs(30);
+/// However often a topic timed out, this many of its messages may be outstanding.
+const SMALLEST_SHARE: usize = 16;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct TopicId(u32);
+
+#[derive(Debug)]
+pub(super) struct Topics {
+    by_name: HashMap<Arc<str>, TopicId>,
+    all: Vec<Topic>,
+    policies: HashMap<String, TopicPolicy>,
+    largest_share: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Topic {
+    pub(super) name: Arc<str>,
+    pub(super) policy: TopicPolicy,
+    /// Messages at the broker without an answer.
+    pub(super) offered: usize,
+    /// Bytes of them.
+    pub(super) offered_bytes: usize,
+    /// How many of its messages may be outstanding. Halved after a timeout, grows with answers.
+    share: usize,
+    halved_at: Option<Time>,
+    full_since: Option<Time>,
+    /// The destination is unknown or forbidden: single messages probe.
+    closed: Option<Closed>,
+    /// Keys that could send if the topic let them.
+    pub(super) stalled: VecDeque<KeyId>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Closed {
+    since: Time,
+    probe_at: Time,
+    wait: Duration,
+    probing: bool,
+}
+
+impl Topics {
+    pub(super) fn new(policies: HashMap<String, TopicPolicy>, largest_share: usize) -> Self {
+        let largest_share = largest_share.max(1);
+        Self { by_name: HashMap::new(), all: Vec::new(), policies, largest_share }
+    }
+
+    pub(super) fn id(&mut self, name: &str) -> TopicId {
+        if let Some(id) = self.by_name.get(name) {
+            return *id;
+        }
+        let id = TopicId(self.all.len() as u32);
+        let name: Arc<str> = name.into();
+        self.by_name.insert(Arc::clone(&name), id);
+        self.all.push(Topic {
+            policy: self.policies.get(&*name).copied().unwrap_or_default(),
+            name,
+            offered: 0,
+            offered_bytes: 0,
+            share: self.largest_share,
+            halved_at: None,
+            full_since: None,
+            closed: None,
+            stalled: VecDeque::new(),
+        });
+        id
+    }
+
+    pub(super) fn get(&self, id: TopicId) -> &Topic {
+        &self.all[id.0 as usize]
+    }
+
+    pub(super) fn get_mut(&mut self, id: TopicId) -> &mut Topic {
+        &mut self.all[id.0 as usize]
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = TopicId> + use<> {
+        (0..self.all.len() as u32).map(TopicId)
+    }
+
+    /// The next moment at which a closed topic may be probed.
+    pub(super) fn probe_at(&self) -> Option<Time> {
+        let waiting = self.all.iter().filter(|topic| !topic.stalled.is_empty());
+        waiting.filter_map(|t| t.closed).filter(|c| !c.probing).map(|c| c.probe_at).min()
+    }
+
+    pub(super) fn acknowledged(&mut self, id: TopicId) -> bool {
+        let largest = self.largest_share;
+        let topic = self.get_mut(id);
+        topic.share = (topic.share + 1).min(largest);
+        topic.closed.take().is_some()
+    }
+}
+
+impl Topic {
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.is_some()
+    }
+
+    pub(super) fn closed_since(&self) -> Option<Time> {
+        self.closed.map(|closed| closed.since)
+    }
+
+    /// Whether another message of this topic may be sent.
+    pub(super) fn allows(&self, bytes_share: usize, now: Time) -> bool {
+        match self.closed {
+            Some(closed) => !closed.probing && closed.probe_at <= now,
+            None => self.offered < self.share && self.offered_bytes < bytes_share,
+        }
+    }
+
+    pub(super) fn sent(&mut self, bytes: usize, now: Time) {
+        self.offered += 1;
+        self.offered_bytes += bytes;
+        if self.offered >= self.share {
+            self.full_since.get_or_insert(now);
+        }
+        if let Some(closed) = &mut self.closed {
+            closed.probing = true;
+        }
+    }
+
+    pub(super) fn answered(&mut self, bytes: usize) {
+        self.offered -= 1;
+        self.offered_bytes -= bytes;
+        if self.offered < self.share {
+            self.full_since = None;
+        }
+    }
+
+    /// A message may have timed out: the share is halved, at most once per `undecided`.
+    pub(super) fn timed_out(&mut self, now: Time, undecided: Duration) {
+        if self.halved_at.is_none_or(|at| now.saturating_sub(at) >= undecided) {
+            self.halved_at = Some(now);
+            self.share = (self.share / 2).max(SMALLEST_SHARE);
+        }
+    }
+
+    /// The destination is unknown or forbidden. Tells whether this is news.
+    pub(super) fn close(&mut self, now: Time, random: f64) -> bool {
+        let news = self.closed.is_none();
+        let wait = self.closed.map_or(FIRST_PROBE, |closed| (closed.wait * 2).min(LAST_PROBE));
+        let since = self.closed.map_or(now, |closed| closed.since);
+        if news || self.closed.is_some_and(|closed| closed.probing) {
+            let probe_at = now + wait.mul_f64(0.5 + 0.5 * random);
+            self.closed = Some(Closed { since, probe_at, wait, probing: false });
+        }
+        news
+    }
+
+    /// The probe ended without telling anything about the destination.
+    pub(super) fn inconclusive(&mut self) {
+        if let Some(closed) = &mut self.closed {
+            closed.probing = false;
+        }
+    }
+
+    /// Whether its share has been used up for so long that its messages should not fill the
+    /// window that other topics need.
+    pub(super) fn is_congested(&self, now: Time) -> bool {
+        self.closed.is_some()
+            || self.full_since.is_some_and(|at| now.saturating_sub(at) >= Duration::from_secs(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNDECIDED: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_topic_never_takes_more_than_its_share_and_a_timeout_halves_it_once() {
+        let mut topics = Topics::new(HashMap::new(), 100);
+        let id = topics.id("t");
+        let now = Duration::from_secs(1);
+        for _ in 0..50 {
+            topics.get_mut(id).sent(10, now);
+        }
+        assert!(topics.get(id).allows(1_000, now));
+        topics.get_mut(id).timed_out(now, UNDECIDED);
+        topics.get_mut(id).timed_out(now, UNDECIDED);
+        assert!(!topics.get(id).allows(1_000, now), "50 outstanding, a share of 50");
+        topics.acknowledged(id);
+        assert!(topics.get(id).allows(1_000, now));
+        assert!(!topics.get(id).allows(500, now), "its bytes are used up");
+    }
+
+    #[test]
+    fn a_closed_topic_is_probed_by_one_message_at_a_time() {
+        let mut topics = Topics::new(HashMap::new(), 100);
+        let id = topics.id("t");
+        let topic = topics.get_mut(id);
+        assert!(topic.close(Duration::ZERO, 1.0));
+        assert!(!topic.close(Duration::ZERO, 1.0));
+        assert!(!topic.allows(1_000, Duration::from_millis(499)));
+        assert!(topic.allows(1_000, Duration::from_millis(500)));
+        topic.sent(1, Duration::from_millis(500));
+        assert!(!topic.allows(1_000, Duration::from_secs(60)));
+        topic.answered(1);
+        topic.close(Duration::from_secs(1), 1.0);
+        assert!(!topic.allows(1_000, Duration::from_millis(1_999)));
+        assert!(topics.acknowledged(id));
+        assert!(topics.get(id).allows(1_000, Duration::ZERO));
+    }
+}

@@ -1,0 +1,73 @@
+//! How a dispatcher is doing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::store::Backlog;
+
+/// How a dispatcher is doing; cheap to take.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Status {
+    /// The one word for a health check.
+    pub health: Health,
+    /// Lanes held.
+    pub lanes: usize,
+    /// Published and not yet confirmed settled.
+    pub in_flight: usize,
+    /// Rows known, waiting ones included.
+    pub known: usize,
+    /// Keys whose first message is held, of the lanes held.
+    pub held_keys: usize,
+    /// Topics that are unknown or forbidden at the moment.
+    pub closed_topics: Vec<Arc<str>>,
+    /// What waits, as last counted.
+    pub backlog: Option<Backlog>,
+    /// How long ago a message was last acknowledged.
+    pub last_delivery: Option<Duration>,
+    /// What the dispatcher waits for, in words.
+    pub detail: Option<String>,
+    /// Conditions under which order per key is not assured.
+    pub warnings: Vec<String>,
+}
+
+/// The one word for a health check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Health {
+    /// It has not opened its store yet.
+    #[default]
+    Starting,
+    /// It has messages to deliver and delivers them.
+    Working,
+    /// Everything it may deliver is delivered.
+    Idle,
+    /// Other workers own all lanes.
+    Standby,
+    /// The broker is unavailable.
+    BrokerDown {
+        /// For how long.
+        since: Duration,
+    },
+    /// The store is unavailable.
+    StoreDown {
+        /// For how long.
+        since: Duration,
+    },
+    /// It has messages to deliver and has not delivered one for a lease.
+    Stuck {
+        /// For how long.
+        since: Duration,
+    },
+    /// It is shutting down.
+    Draining,
+    /// It has stopped.
+    Stopped,
+}
+
+impl Health {
+    /// Whether a readiness probe should pass.
+    pub fn is_ready(self) -> bool {
+        matches!(self, Self::Working | Self::Idle | Self::Standby)
+    }
+}

@@ -1,0 +1,115 @@
+//! The answers of one batch: who waits for them, and the ticket that each message carries.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use outbox_core::broker::{Outcomes, PublishError, PublishErrorKind};
+use outbox_core::delivery::Receipt;
+use rdkafka::error::RDKafkaErrorCode;
+use tokio::sync::Notify;
+
+use crate::verdict::{self, Verdict};
+
+/// A batch on its way, shared by the publish that waits for it and the tickets of its messages.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    outcomes: Outcomes,
+    alone: bool,
+    open: AtomicUsize,
+    suspects: Mutex<Vec<usize>>,
+    changed: Notify,
+}
+
+impl Batch {
+    /// A batch whose messages share requests: a verdict about one may be due to another.
+    pub(crate) fn together(outcomes: &Outcomes) -> Arc<Self> {
+        Self::new(outcomes, false)
+    }
+
+    /// A message that has a request for itself: a verdict is about this message.
+    pub(crate) fn alone(outcomes: &Outcomes) -> Arc<Self> {
+        Self::new(outcomes, true)
+    }
+
+    fn new(outcomes: &Outcomes, alone: bool) -> Arc<Self> {
+        Arc::new(Self {
+            outcomes: outcomes.clone(),
+            alone,
+            open: AtomicUsize::new(0),
+            suspects: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The ticket of the message at `index`. The batch stays open until it is gone.
+    pub(crate) fn ticket(self: &Arc<Self>, index: usize) -> Box<Ticket> {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Box::new(Ticket { batch: Arc::clone(self), index })
+    }
+
+    /// Whether every ticket came back.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0
+    }
+
+    /// Waits until the last ticket or a suspect came back.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Takes the suspects, in the order of the batch.
+    pub(crate) fn take_suspects(&self) -> Vec<usize> {
+        let mut suspects =
+            std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner));
+        suspects.sort_unstable();
+        suspects
+    }
+
+    fn answer(&self, index: usize, report: Result<Receipt, RDKafkaErrorCode>) {
+        let code = match report {
+            Ok(receipt) => return self.outcomes.delivered(index, receipt),
+            Err(code) => code,
+        };
+        let kind = match verdict::of_report(code) {
+            Verdict::Known(kind) => kind,
+            Verdict::Suspect if self.alone => PublishErrorKind::Rejected,
+            Verdict::Suspect => {
+                self.suspects.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+                return self.changed.notify_one();
+            }
+            Verdict::Unlisted => {
+                tracing::warn!(?code, "kafka answered with an error that has no class");
+                PublishErrorKind::Unknown
+            }
+        };
+        self.outcomes.failed(index, PublishError::new(kind, code));
+    }
+}
+
+/// Travels with a message through librdkafka and answers for it, even when nobody waits any more.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    batch: Arc<Batch>,
+    index: usize,
+}
+
+impl Ticket {
+    /// Answers for the message. A panic in the answer must not unwind into librdkafka.
+    pub(crate) fn report(&self, report: Result<Receipt, RDKafkaErrorCode>) {
+        let answer = || self.batch.answer(self.index, report);
+        if catch_unwind(AssertUnwindSafe(answer)).is_err() {
+            let unknown =
+                || self.batch.outcomes.failed(self.index, PublishErrorKind::Unknown.into());
+            _ = catch_unwind(AssertUnwindSafe(unknown));
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.batch.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.batch.changed.notify_one();
+        }
+    }
+}

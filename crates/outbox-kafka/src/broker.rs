@@ -1,0 +1,228 @@
+//! The broker: hand over, wait for the answers, send suspects again alone.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outbox_core::broker::{
+    Broker, BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind,
+};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::producer::{BaseProducer, Producer as _};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::batch::Batch;
+use crate::builder::KafkaBuilder;
+use crate::context::Context;
+use crate::producer::Slot;
+use crate::timing::Timing;
+use crate::{record, verdict};
+
+/// The longest wait of [`Broker::check`].
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a hand-over sleeps when librdkafka's queue is full.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(1);
+
+/// Publishes to Apache Kafka; built by [`KafkaBroker::builder`].
+///
+/// `Debug` prints the values of harmless properties only.
+pub struct KafkaBroker {
+    profile: BrokerProfile,
+    timing: Timing,
+    together: Slot,
+    /// One message a request: only its verdict condemns a message.
+    alone: Slot,
+    /// Whose turn it is to hand over: a batch that waits for room is not overtaken.
+    turn: Mutex<()>,
+    /// Whose turn it is to send a suspect.
+    turn_alone: Mutex<()>,
+    /// A topic that was published to, for cheap checks.
+    topic: OnceLock<String>,
+}
+
+impl KafkaBroker {
+    /// Starts a broker for these servers: `host:port`, several separated by commas.
+    pub fn builder(bootstrap: impl Into<String>) -> KafkaBuilder {
+        KafkaBuilder::new(bootstrap.into())
+    }
+
+    pub(crate) fn new(
+        max_message_bytes: usize,
+        timing: Timing,
+        together: Slot,
+        alone: Slot,
+    ) -> Self {
+        Self {
+            profile: BrokerProfile::new(max_message_bytes, timing.undecided()),
+            timing,
+            together,
+            alone,
+            turn: Mutex::default(),
+            turn_alone: Mutex::default(),
+            topic: OnceLock::new(),
+        }
+    }
+
+    /// Hands over the messages of a batch in order, without a pause unless the queue is full.
+    async fn hand_over(&self, messages: &[Outgoing], batch: &Arc<Batch>, outcomes: &Outcomes) {
+        let give_up = Instant::now() + self.timing.queue;
+        let fail_from = |first: usize, kind, code| {
+            (first..messages.len()).for_each(|index| fail(outcomes, index, kind, code));
+        };
+        let Ok(_turn) = timeout_at(give_up, self.turn.lock()).await else {
+            return fail_from(0, PublishErrorKind::NotSent, RDKafkaErrorCode::QueueFull);
+        };
+        let producer = match self.together.producer() {
+            Ok(producer) => producer,
+            Err(refusal) => return fail_from(0, refusal.kind, refusal.code),
+        };
+        for (index, outgoing) in messages.iter().enumerate() {
+            while let Err(code) = self.send(&producer, outgoing, index, batch) {
+                let kind = verdict::of_refusal(code);
+                match code {
+                    RDKafkaErrorCode::QueueFull if Instant::now() < give_up => {
+                        sleep(FULL_QUEUE_PAUSE).await;
+                    }
+                    // None of the rest may overtake this one, or it would fail as well.
+                    RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal => {
+                        return fail_from(index, kind, code);
+                    }
+                    _ => {
+                        fail(outcomes, index, kind, code);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands one message over, unless it is too late or too large for that.
+    fn send(
+        &self,
+        producer: &BaseProducer<Context>,
+        outgoing: &Outgoing,
+        index: usize,
+        batch: &Arc<Batch>,
+    ) -> Result<(), RDKafkaErrorCode> {
+        if outgoing.is_overdue() {
+            return Err(RDKafkaErrorCode::Outdated);
+        }
+        if outgoing.delivery.message.size() > self.profile.max_message_bytes {
+            return Err(RDKafkaErrorCode::MessageSizeTooLarge);
+        }
+        producer.send(record::of(outgoing, batch.ticket(index))).map_err(|(error, _)| {
+            error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::InvalidTopic)
+        })
+    }
+
+    /// Sends suspects again, each in a request of its own, one after the other. They were refused,
+    /// so they are certainly not in the log: what there is no time for is not sent.
+    async fn isolate(
+        &self,
+        suspects: Vec<usize>,
+        messages: &[Outgoing],
+        outcomes: &Outcomes,
+        end: Instant,
+    ) {
+        let now = Instant::now();
+        let start_by = end.min(now + self.timing.isolation) - self.timing.alone();
+        let mut suspects = suspects.into_iter();
+        let turn = timeout_at(start_by, self.turn_alone.lock()).await;
+        while turn.is_ok() && Instant::now() < start_by {
+            let Some(index) = suspects.next() else { return };
+            self.send_alone(index, &messages[index], outcomes).await;
+        }
+        for index in suspects {
+            fail(outcomes, index, PublishErrorKind::NotSent, RDKafkaErrorCode::TimedOutQueue);
+        }
+    }
+
+    async fn send_alone(&self, index: usize, outgoing: &Outgoing, outcomes: &Outcomes) {
+        let producer = match self.alone.producer() {
+            Ok(producer) => producer,
+            Err(refusal) => return fail(outcomes, index, refusal.kind, refusal.code),
+        };
+        let batch = Batch::alone(outcomes);
+        if let Err(code) = self.send(&producer, outgoing, index, &batch) {
+            return fail(outcomes, index, verdict::of_refusal(code), code);
+        }
+        drop(producer);
+        let end = Instant::now() + self.timing.alone() + self.timing.reconnect;
+        while !batch.is_settled() {
+            if timeout_at(end, batch.changed()).await.is_err() {
+                self.alone.retire_if_dead();
+                return fail_timed_out(outcomes, index);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Broker for KafkaBroker {
+    fn profile(&self) -> BrokerProfile {
+        self.profile
+    }
+
+    async fn publish(&self, messages: &[Outgoing], outcomes: &Outcomes) {
+        let end = Instant::now() + self.timing.undecided() - self.timing.slack;
+        if let Some(first) = messages.first() {
+            self.topic.get_or_init(|| first.delivery.message.topic().to_owned());
+        }
+        let batch = Batch::together(outcomes);
+        self.hand_over(messages, &batch, outcomes).await;
+        loop {
+            let settled = batch.is_settled();
+            let suspects = batch.take_suspects();
+            if !suspects.is_empty() {
+                self.isolate(suspects, messages, outcomes, end).await;
+            } else if settled {
+                return;
+            } else if timeout_at(end, batch.changed()).await.is_err() {
+                self.together.retire_if_dead();
+                (0..messages.len()).for_each(|index| fail_timed_out(outcomes, index));
+                return;
+            }
+        }
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        let unavailable = |code| PublishError::new(PublishErrorKind::Unavailable, code);
+        let producer = self.together.producer().map_err(|refusal| unavailable(refusal.code))?;
+        let topic = self.topic.get().cloned();
+        let timeout = CHECK_TIMEOUT.min(self.timing.message);
+        let fetch = move || {
+            let fetched = producer.client().fetch_metadata(topic.as_deref(), timeout);
+            fetched.map(drop).map_err(|error| error.rdkafka_error_code())
+        };
+        let code = match tokio::task::spawn_blocking(fetch).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(code)) => code,
+            Err(_) => None,
+        };
+        Err(unavailable(code.unwrap_or(RDKafkaErrorCode::Fail)))
+    }
+
+    async fn close(&self, within: Duration) {
+        tokio::join!(self.together.close(within), self.alone.close(within));
+    }
+}
+
+impl fmt::Debug for KafkaBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaBroker")
+            .field("profile", &self.profile)
+            .field("properties", &self.together)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The code is all that is told about an error: texts of the broker may quote data.
+fn fail(outcomes: &Outcomes, index: usize, kind: PublishErrorKind, code: RDKafkaErrorCode) {
+    outcomes.failed(index, PublishError::new(kind, code));
+}
+
+fn fail_timed_out(outcomes: &Outcomes, index: usize) {
+    fail(outcomes, index, PublishErrorKind::Unknown, RDKafkaErrorCode::OperationTimedOut);
+}

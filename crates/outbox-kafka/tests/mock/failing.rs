@@ -1,0 +1,287 @@
+//! What becomes of messages when the broker refuses, breaks or goes away.
+
+use std::time::{Duration, Instant};
+
+use outbox_core::Message;
+use outbox_core::broker::{Broker, Outcome, PublishErrorKind};
+use outbox_kafka::KafkaBroker;
+use outbox_kafka::rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use crate::cluster::{Cluster, TOPIC, kind, kinds, message, outgoing, publish, sink, sorted};
+
+fn error(code: i32) -> RDKafkaRespErr {
+    RDKafkaRespErr::try_from(code).expect("code")
+}
+
+/// The next requests to produce are answered with these codes.
+fn inject(cluster: &Cluster, codes: &[i32]) {
+    let errors: Vec<_> = codes.iter().map(|&code| error(code)).collect();
+    cluster.mock.request_errors(RDKafkaApiKey::Produce, &errors);
+}
+
+const MESSAGE_SIZE_TOO_LARGE: i32 = 10;
+const MESSAGE_BATCH_TOO_LARGE: i32 = 18;
+const INVALID_RECORD: i32 = 87;
+const OUT_OF_ORDER_SEQUENCE_NUMBER: i32 = 45;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_class_of_refusal_is_told_apart() {
+    use PublishErrorKind::{Destination, Unavailable, Unknown};
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    publish(&broker, [message("k", "warm")]).await;
+    for (code, expected) in [
+        (17, Some(Destination)), // the name of the topic is illegal
+        (44, Some(Destination)), // a policy of the topic
+        (43, Some(Destination)), // a format without headers
+        (32, Some(Destination)), // our clock is off
+        (31, Some(Unavailable)), // the cluster is forbidden
+        (89, Some(Unavailable)), // the quota is used up
+        (-1, Some(Unknown)),
+        (93, Some(Unknown)), // nothing a produce request is answered with
+        (19, None),          // not enough replicas: librdkafka repeats it
+        (6, None),           // not the leader: librdkafka repeats it
+        // The topic is forbidden. The last one: librdkafka remembers it for a while.
+        (29, Some(Destination)),
+    ] {
+        inject(&cluster, &[code]);
+        let outcomes = publish(&broker, [message("k", &code.to_string())]).await;
+        assert_eq!(kinds(&outcomes), [expected], "code {code}: {outcomes:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_on_a_batch_does_not_condemn_its_bystanders() {
+    for code in [MESSAGE_SIZE_TOO_LARGE, MESSAGE_BATCH_TOO_LARGE, INVALID_RECORD] {
+        let cluster = Cluster::new(1);
+        let broker = cluster.builder().linger(Duration::from_millis(100)).build().unwrap();
+        publish(&broker, [message("warm", "warm")]).await;
+        inject(&cluster, &[code]);
+        let batch: Vec<_> = (0..20).map(|n| message(&n.to_string(), &n.to_string())).collect();
+        let outcomes = publish(&broker, batch).await;
+        assert_eq!(kinds(&outcomes), [None; 20], "code {code}");
+        let expected: Vec<_> = (0..20).map(|n| n.to_string()).collect();
+        assert_eq!(cluster.payloads()[1..], expected, "code {code}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_message_that_is_refused_alone_is_rejected() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.builder().linger(Duration::from_millis(100)).build().unwrap();
+    publish(&broker, [message("warm", "warm")]).await;
+    // The batch is refused, then the first suspect alone; the others pass.
+    inject(&cluster, &[INVALID_RECORD, INVALID_RECORD]);
+    let batch = [message("a", "a"), message("b", "b"), message("c", "c")];
+    let outcomes = publish(&broker, batch).await;
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Rejected), None, None]);
+    assert_eq!(cluster.payloads(), ["warm", "b", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_that_became_overdue_is_not_sent_again() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    publish(&broker, [message("warm", "warm")]).await;
+    inject(&cluster, &[INVALID_RECORD]);
+    cluster.mock.broker_round_trip_time(1, Duration::from_millis(300)).unwrap();
+    let mut late = outgoing(message("k", "late"));
+    late.not_after = tokio::time::Instant::now() + Duration::from_millis(150);
+    let outcomes = crate::cluster::publish_all(&broker, vec![late]).await;
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::NotSent)]);
+    cluster.mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
+    assert_eq!(cluster.payloads(), ["warm"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_leaves_messages_unknown_in_time_and_ends_by_itself() {
+    let cluster = Cluster::new(2);
+    let broker = cluster.builder().message_timeout(Duration::from_millis(600)).build().unwrap();
+    publish(&broker, [message("warm", "warm")]).await;
+    assert!(broker.check().await.is_ok());
+
+    cluster.mock.broker_down(1).unwrap();
+    let started = Instant::now();
+    let outcomes = publish(&broker, (0..50).map(|n| message(&n.to_string(), "down"))).await;
+    assert!(started.elapsed() <= broker.profile().undecided, "{:?}", started.elapsed());
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Unknown); 50]);
+    let unavailable = broker.check().await.unwrap_err();
+    assert_eq!(unavailable.kind(), PublishErrorKind::Unavailable);
+
+    cluster.mock.broker_up(1).unwrap();
+    let started = Instant::now();
+    while kind(&publish(&broker, [message("k", "up")]).await[0]).is_some() {
+        assert!(started.elapsed() < Duration::from_secs(5), "no recovery");
+    }
+    assert!(broker.check().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_is_unknown_in_time() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.builder().message_timeout(Duration::from_millis(500)).build().unwrap();
+    publish(&broker, [message("warm", "warm")]).await;
+    cluster.mock.broker_round_trip_time(1, Duration::from_secs(60)).unwrap();
+    let started = Instant::now();
+    let outcomes = publish(&broker, [message("k", "lost")]).await;
+    assert!(started.elapsed() <= broker.profile().undecided, "{:?}", started.elapsed());
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Unknown)]);
+}
+
+/// A cluster and a broker whose queue of 10,000 messages empties by 500 at a time.
+async fn slow(message_timeout: Duration) -> (Cluster, KafkaBroker) {
+    let cluster = Cluster::new(1);
+    let broker = cluster
+        .builder()
+        .message_timeout(message_timeout)
+        .property("queue.buffering.max.messages", "10000")
+        .property("batch.num.messages", "500")
+        .build()
+        .unwrap();
+    publish(&broker, [message("warm", "warm")]).await;
+    cluster.mock.broker_round_trip_time(1, Duration::from_millis(10)).unwrap();
+    (cluster, broker)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_keeps_the_order_of_every_key() {
+    const COUNT: usize = 12_000;
+    let (cluster, broker) = slow(Duration::from_secs(30)).await;
+    let batch = |numbers: std::ops::Range<usize>| -> Vec<_> {
+        numbers.map(|n| outgoing(message("k", &n.to_string()))).collect()
+    };
+    let (first, second) = (batch(0..COUNT), batch(COUNT..COUNT + 2_000));
+    let (a, b) = (sink(first.len()), sink(second.len()));
+    // Both at once: the second waits for room behind the first.
+    tokio::join!(broker.publish(&first, &a), broker.publish(&second, &b));
+    for outcome in sorted(&a).iter().chain(&sorted(&b)) {
+        assert_eq!(kind(outcome), None);
+    }
+    let expected: Vec<_> = (0..COUNT + 2_000).map(|n| n.to_string()).collect();
+    assert_eq!(cluster.payloads()[1..], expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_stays_full_sends_none_of_the_rest() {
+    let (cluster, broker) = slow(Duration::from_secs(1)).await;
+    let batch = (0..60_000).map(|n| message("k", &n.to_string()));
+    let answers = kinds(&publish(&broker, batch).await);
+    // There is room again all the time, and nothing may use it to overtake.
+    let handed_over = answers.iter().position(|kind| kind.is_some()).expect("too few messages");
+    assert!(handed_over >= 10_000, "{handed_over}");
+    let rest = vec![Some(PublishErrorKind::NotSent); 60_000 - handed_over];
+    assert_eq!(answers[handed_over..], rest);
+    let expected: Vec<_> = (0..handed_over).map(|n| n.to_string()).collect();
+    assert_eq!(cluster.payloads()[1..], expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fatal_error_replaces_the_producer() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    publish(&broker, [message("k", "before")]).await;
+    inject(&cluster, &[OUT_OF_ORDER_SEQUENCE_NUMBER]);
+    let outcomes = publish(&broker, [message("k", "ambiguous")]).await;
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Unknown)]);
+
+    let started = Instant::now();
+    loop {
+        let outcome = publish(&broker, [message("k", "after")]).await.remove(0);
+        match kind(&outcome) {
+            None => break,
+            Some(PublishErrorKind::Unavailable | PublishErrorKind::Unknown) => {}
+            Some(other) => panic!("{other:?}"),
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "the producer is not replaced");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(cluster.payloads(), ["before", "after"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn close_ends_within_its_limit_while_the_broker_is_down() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.builder().message_timeout(Duration::from_secs(60)).build().unwrap();
+    publish(&broker, [message("warm", "warm")]).await;
+    cluster.mock.broker_down(1).unwrap();
+    let batch: Vec<_> = (0..5_000).map(|n| outgoing(message("k", &n.to_string()))).collect();
+    let outcomes = sink(batch.len());
+    let started = Instant::now();
+    tokio::join!(broker.publish(&batch, &outcomes), async {
+        broker.close(Duration::from_millis(300)).await;
+        assert!(started.elapsed() < Duration::from_millis(1_300), "{:?}", started.elapsed());
+    });
+    assert!(started.elapsed() < Duration::from_secs(3), "leftovers stay unanswered");
+    assert_eq!(kinds(&sorted(&outcomes)), vec![Some(PublishErrorKind::Unknown); 5_000]);
+    let outcomes = publish(&broker, [message("k", "too late")]).await;
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::NotSent)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn close_flushes_what_is_under_way() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    publish(&broker, [message("warm", "warm")]).await;
+    cluster.mock.broker_round_trip_time(1, Duration::from_millis(500)).unwrap();
+    let batch: Vec<_> = (0..1_000).map(|n| outgoing(message("k", &n.to_string()))).collect();
+    let outcomes = sink(batch.len());
+    let publish = broker.publish(&batch, &outcomes);
+    assert!(tokio::time::timeout(Duration::ZERO, publish).await.is_err(), "it was not dropped");
+    broker.close(Duration::from_secs(10)).await;
+    assert_eq!(kinds(&sorted(&outcomes)), vec![None; 1_000]);
+    cluster.mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
+    assert_eq!(cluster.payloads().len(), 1_001);
+}
+
+/// Why a purge from the queue is unknown and not "not sent": librdkafka puts a message back into
+/// the queue when its answer is lost, and the broker may have written it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_was_purged_from_the_queue_may_be_in_the_log() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.builder().message_timeout(Duration::from_secs(60)).build().unwrap();
+    publish(&broker, [message("warm", "warm")]).await;
+    cluster.mock.broker_round_trip_time(1, Duration::from_millis(500)).unwrap();
+    let batch = [outgoing(message("k", "written"))];
+    let outcomes = sink(1);
+    tokio::join!(broker.publish(&batch, &outcomes), async {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        cluster.mock.broker_down(1).unwrap();
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        broker.close(Duration::ZERO).await;
+    });
+    let [Outcome::Failed(kind, failure)] = &sorted(&outcomes)[..] else { panic!("delivered") };
+    assert!(failure.to_string().contains("PurgeQueue"), "{failure}");
+    assert_eq!(*kind, PublishErrorKind::Unknown);
+    cluster.mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
+    cluster.mock.broker_up(1).unwrap();
+    assert_eq!(cluster.payloads(), ["warm", "written"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_topic_is_a_destination_that_is_missing() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    cluster.mock.topic_error(TOPIC, error(3)).unwrap();
+    let outcomes = publish(&broker, [message("k", "p")]).await;
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Destination)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_misspelt_topic_does_not_come_into_being() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    let misspelt = Message::builder("oredrs").key("k").payload("p").build().unwrap();
+    let outcomes = publish(&broker, [misspelt, message("k", "p")]).await;
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Destination), None]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_tell_the_code_and_nothing_of_the_message() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.builder().max_message_bytes(1_000).build().unwrap();
+    let secret = "s3cret-".repeat(300);
+    let outcomes = publish(&broker, [message("s3cret-key", &secret)]).await;
+    let text = format!("{outcomes:?}");
+    assert!(text.contains("MessageSizeTooLarge"), "{text}");
+    assert!(!text.contains("s3cret"), "{text}");
+}

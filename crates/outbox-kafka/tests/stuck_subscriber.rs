@@ -1,0 +1,78 @@
+//! A polling thread that never comes back must not hold a publish for ever.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use outbox_core::broker::{Broker, Outcomes, Outgoing, PublishErrorKind};
+use outbox_core::{Delivery, Lane, Message, Position};
+use outbox_kafka::KafkaBroker;
+use outbox_kafka::rdkafka::mocking::MockCluster;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+static STUCK: AtomicBool = AtomicBool::new(false);
+
+/// Blocks the polling thread for ever once `STUCK` is set, the first time it says something.
+struct Blocks(Mutex<()>, Condvar);
+
+impl Subscriber for Blocks {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, _: &Event<'_>) {
+        let polling = std::thread::current().name() == Some("outbox-kafka");
+        if polling && STUCK.swap(false, Ordering::SeqCst) {
+            let mut guard = self.0.lock().unwrap();
+            loop {
+                guard = self.1.wait(guard).unwrap();
+            }
+        }
+    }
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stuck_polling_thread_ends_as_unknown_and_is_replaced() {
+    tracing::subscriber::set_global_default(Blocks(Mutex::new(()), Condvar::new())).unwrap();
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("orders", 1, 1).unwrap();
+    let broker = KafkaBroker::builder(cluster.bootstrap_servers())
+        .message_timeout(Duration::from_secs(3))
+        .build()
+        .unwrap();
+    let publish = async || {
+        let message = Message::builder("orders").key("k").payload("p").build().unwrap();
+        let delivery = Delivery::new(Position::START, Lane(0), message);
+        let not_after = tokio::time::Instant::now() + Duration::from_secs(60);
+        let outcomes = Outcomes::new(1, Arc::default());
+        broker.publish(&[Outgoing::new(delivery, not_after)], &outcomes).await;
+        outcomes.take().remove(0).1
+    };
+    let delivered = |outcome| matches!(outcome, outbox_core::broker::Outcome::Delivered(_));
+    assert!(delivered(publish().await));
+
+    STUCK.store(true, Ordering::SeqCst);
+    cluster.broker_down(1).unwrap();
+    let started = Instant::now();
+    let outcome = publish().await;
+    assert!(started.elapsed() <= broker.profile().undecided, "{:?}", started.elapsed());
+    let unknown = PublishErrorKind::Unknown;
+    assert!(
+        matches!(outcome, outbox_core::broker::Outcome::Failed(kind, _) if kind == unknown),
+        "{outcome:?}"
+    );
+
+    cluster.broker_up(1).unwrap();
+    let started = Instant::now();
+    while !delivered(publish().await) {
+        assert!(started.elapsed() < Duration::from_secs(10), "the producer is not replaced");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

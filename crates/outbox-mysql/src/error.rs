@@ -1,0 +1,144 @@
+//! What an error of sqlx or of the server means here.
+
+use outbox_core::store::{StoreError, StoreErrorKind};
+use sqlx::mysql::MySqlDatabaseError;
+
+/// What the server said, without its text: the texts of 1062, 1366 and others quote data.
+#[derive(Debug, thiserror::Error)]
+#[error("server error {number} ({state})")]
+struct ServerError {
+    number: u16,
+    state: String,
+}
+
+/// What the driver said, in words that hold no address, no password and no data.
+#[derive(Debug, thiserror::Error)]
+enum DriverError {
+    #[error("connection failed: {0}")]
+    Io(std::io::ErrorKind),
+    #[error("TLS failed")]
+    Tls,
+    #[error("connection options are invalid")]
+    Configuration,
+    #[error("answer could not be read")]
+    Answer,
+    #[error("driver failed")]
+    Other,
+}
+
+/// The kind and the source of an error.
+// By value, as `map_err` hands it over.
+#[allow(clippy::needless_pass_by_value)]
+pub(crate) fn store_error(error: sqlx::Error) -> StoreError {
+    use sqlx::Error as E;
+    let (kind, source) = match &error {
+        E::Database(database) => {
+            let Some(mysql) = database.try_downcast_ref::<MySqlDatabaseError>() else {
+                return StoreError::new(StoreErrorKind::Other, DriverError::Other);
+            };
+            let state = mysql.code().unwrap_or_default().to_owned();
+            let source = ServerError { number: mysql.number(), state };
+            return StoreError::new(kind_of(mysql.number()), source);
+        }
+        E::Io(io) => (StoreErrorKind::Unavailable, DriverError::Io(io.kind())),
+        E::Tls(_) => (StoreErrorKind::Unavailable, DriverError::Tls),
+        E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => {
+            (StoreErrorKind::Unavailable, DriverError::Other)
+        }
+        E::Configuration(_) => (StoreErrorKind::Unsupported, DriverError::Configuration),
+        E::Protocol(_) | E::ColumnDecode { .. } | E::Decode(_) | E::RowNotFound => {
+            (StoreErrorKind::Other, DriverError::Answer)
+        }
+        _ => (StoreErrorKind::Other, DriverError::Other),
+    };
+    StoreError::new(kind, source)
+}
+
+/// What a server's error number means. MySQL and MariaDB share most; those of one alone are named.
+fn kind_of(number: u16) -> StoreErrorKind {
+    use StoreErrorKind as K;
+    match number {
+        1213 // deadlock
+        | 1205 // lock wait timeout; also NOWAIT on MariaDB
+        | 1020 // record has changed since last read (MariaDB, innodb_snapshot_isolation)
+        | 1180 // commit failed: certification on MariaDB Galera
+        | 1614 // deadlock in an XA transaction
+        | 3101 // rolled back by group replication
+        | 3572 // NOWAIT (MySQL)
+        => K::Conflict,
+        1021 // disk full
+        | 1040 | 1203 | 1226 // too many connections, of the server, the account, the hour
+        | 1047 // WSREP has not prepared the node
+        | 1053 | 1079 // shutting down
+        | 1129 // host is blocked
+        | 1152 | 1158 | 1159 | 1160 | 1161 | 1184 // connection aborted, packets in trouble
+        | 1290 | 1792 | 1836 // read-only
+        | 1317 // interrupted: KILL QUERY
+        | 1927 // connection was killed (MariaDB)
+        | 1969 | 3024 // statement timeout (MariaDB, MySQL)
+        | 2006 | 2013 // gone away, lost
+        | 3168 // server is not available (MySQL, still starting)
+        | 4031 // disconnected for inactivity (MySQL)
+        => K::Unavailable,
+        1044 | 1045 | 1130 | 1142 | 1143 | 1227 | 1370 | 1698 // access denied, in part or whole
+        | 1820 | 1862 | 3118 // password expired, account locked
+        => K::Denied,
+        1048 | 1264 | 1265 | 1292 | 1366 | 1406 // null, range, truncation, format, length
+        | 1153 | 1301 // larger than max_allowed_packet
+        | 3819 // CHECK (MySQL)
+        | 4025 // CHECK (MariaDB)
+        => K::Invalid,
+        1049 | 1054 | 1109 | 1146 => K::Schema, // unknown database, column, table
+        1305 => K::NoTransaction, // the savepoint does not exist
+        1064 | 1235 // syntax: a server that is too old
+        | 1665 // binlog_format=STATEMENT bears no READ COMMITTED
+        => K::Unsupported,
+        _ => K::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn server_errors_map_to_kinds() {
+        use StoreErrorKind as K;
+        let table: [(K, &[u16]); 8] = [
+            (K::Conflict, &[1213, 1205, 1020]),
+            (K::Unavailable, &[1290, 1792, 1836, 1040, 2006, 2013, 1053, 4031, 1927]),
+            (K::Denied, &[1142, 1143, 1044, 1045, 1227]),
+            (K::Invalid, &[3819, 4025, 1406, 1153]),
+            (K::Schema, &[1146, 1054, 1049]),
+            (K::NoTransaction, &[1305]),
+            (K::Unsupported, &[1665, 1064]),
+            (K::Other, &[1, 1062, 9999]),
+        ];
+        for (kind, numbers) in table {
+            for number in numbers {
+                assert_eq!(kind_of(*number), kind, "{number}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_connection_is_unavailable() {
+        let error = store_error(sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into()));
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn the_drivers_words_are_not_passed_on() {
+        let words = "mysql://user:secret@host";
+        for error in [
+            sqlx::Error::Configuration(words.into()),
+            sqlx::Error::Protocol(words.to_owned()),
+            sqlx::Error::Io(std::io::Error::other(words)),
+            sqlx::Error::Tls(words.into()),
+        ] {
+            let error = store_error(error);
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            assert!(!format!("{error} {error:?} {source:?}").contains("secret"));
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The store of the dispatcher.
+
+mod backlog;
+mod claim;
+mod dead_letters;
+mod keep_leases;
+mod line;
+mod purge;
+mod release;
+mod row;
+mod session;
+mod settle;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outbox_core::Store;
+use outbox_core::store::{
+    Backlog, Claim, ClaimReply, KeepLeases, Purge, Release, Settle, Settled, Standing, StoreError,
+    StoreProfile,
+};
+use sqlx::mysql::MySqlConnectOptions;
+
+use self::line::Line;
+pub(crate) use self::row::read_message;
+use self::session::Settings;
+use crate::schema::MySqlSchema;
+use crate::tables::Tables;
+
+/// How long a connection may take to be opened and set up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the server keeps a connection that is silent: about one lease, so that a relay that
+/// was stopped holds nothing for longer.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Claims of different lanes may overlap.
+const CLAIM_CONNECTIONS: usize = 2;
+
+/// Deleting is what limits a relay; two connections came close to the most that a server gives.
+const SETTLE_CONNECTIONS: usize = 4;
+
+/// An outbox in MySQL or MariaDB as the dispatcher and the operator see it.
+///
+/// It uses connections of its own, never the application's pool: they run at READ COMMITTED with
+/// short timeouts, at most eight of them, opened when they are needed. Cloning shares them.
+#[derive(Clone)]
+pub struct MySqlStore(Arc<Inner>);
+
+struct Inner {
+    schema: MySqlSchema,
+    /// How many lanes there are; 0 until the store is opened.
+    lanes: AtomicU16,
+    keeping: Line,
+    claiming: Line,
+    settling: Line,
+    rest: Line,
+}
+
+impl MySqlStore {
+    /// A store at `url`, opened: schema and server are checked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open`]; [`StoreErrorKind::Unsupported`] when `url` is not one of MySQL.
+    pub async fn connect(url: &str, schema: &MySqlSchema) -> Result<Self, StoreError> {
+        let options = url.parse().map_err(crate::error::store_error)?;
+        let store = Self::from_options(options, schema);
+        store.open().await?;
+        Ok(store)
+    }
+
+    /// A store that connects with `options` when it is first used.
+    pub fn from_options(options: MySqlConnectOptions, schema: &MySqlSchema) -> Self {
+        Self::with_idle_timeout(options, schema, IDLE_TIMEOUT)
+    }
+
+    /// Like [`from_options`](Self::from_options), with another time after which the server closes
+    /// a silent connection, in whole seconds. Use about one lease; the default is 60 s.
+    pub fn with_idle_timeout(
+        options: MySqlConnectOptions,
+        schema: &MySqlSchema,
+        idle_timeout: Duration,
+    ) -> Self {
+        let settings = Settings { options, connect_timeout: CONNECT_TIMEOUT, idle_timeout };
+        Self(Arc::new(Inner {
+            schema: schema.clone(),
+            lanes: AtomicU16::new(0),
+            keeping: Line::new(settings.clone(), 1),
+            claiming: Line::new(settings.clone(), CLAIM_CONNECTIONS),
+            settling: Line::new(settings.clone(), SETTLE_CONNECTIONS),
+            rest: Line::new(settings, 1),
+        }))
+    }
+
+    fn tables(&self) -> &Tables {
+        self.0.schema.tables()
+    }
+}
+
+/// Shows nothing: connect options hold the password.
+impl fmt::Debug for MySqlStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MySqlStore").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Store for MySqlStore {
+    async fn open(&self) -> Result<StoreProfile, StoreError> {
+        let mut unit = self.0.rest.begin().await?;
+        let warnings = unit.warnings();
+        let lanes = self.0.schema.read_lanes(unit.connection()?).await?;
+        unit.finish();
+        self.0.lanes.store(lanes.get(), Relaxed);
+        let profile = StoreProfile::new(lanes);
+        Ok(warnings.into_iter().fold(profile, StoreProfile::with_warning))
+    }
+
+    async fn keep_leases(&self, request: KeepLeases<'_>) -> Result<Standing, StoreError> {
+        let mut unit = self.0.keeping.begin().await?;
+        let answers = unit.run(keep_leases::packet(self.tables(), &request)).await?;
+        let standing = keep_leases::read(answers, unit.server)?;
+        unit.finish();
+        // Their number may have been changed since the store was opened.
+        self.0.lanes.store(u16::try_from(standing.lanes.len()).unwrap_or(0), Relaxed);
+        Ok(standing)
+    }
+
+    async fn claim(&self, request: Claim<'_>) -> Result<ClaimReply, StoreError> {
+        let mut unit = self.0.claiming.begin().await?;
+        let plan = claim::Plan::new(self.tables(), self.0.lanes.load(Relaxed), &request);
+        let answers = unit.run(plan.packet).await?;
+        let reply = claim::read(&request, &plan.parts, answers, unit.server)?;
+        unit.finish();
+        Ok(reply)
+    }
+
+    async fn settle(&self, request: Settle<'_>) -> Result<Settled, StoreError> {
+        let mut refused = Vec::new();
+        for packet in settle::packets(self.tables(), &request) {
+            let mut unit = self.0.settling.begin().await?;
+            let answers = unit.run(packet.text).await?;
+            refused.extend(settle::refused(&packet.decisive, &answers));
+            unit.finish();
+        }
+        Ok(Settled::refusing(refused))
+    }
+
+    async fn release(&self, request: Release<'_>) -> Result<(), StoreError> {
+        let packet = release::packet(self.tables(), &request);
+        if packet.is_empty() {
+            return Ok(());
+        }
+        let mut unit = self.0.keeping.begin().await?;
+        unit.run(packet).await?;
+        unit.finish();
+        Ok(())
+    }
+
+    async fn purge(&self, request: Purge) -> Result<u64, StoreError> {
+        let mut unit = self.0.rest.begin().await?;
+        let answers = unit.run(purge::packet(self.tables(), request)).await?;
+        unit.finish();
+        Ok(answers.first().map_or(0, |answer| answer.affected))
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        let mut unit = self.0.rest.begin().await?;
+        let answers = unit.run(backlog::packet(self.tables())).await?;
+        let backlog = backlog::read(&answers)?;
+        unit.finish();
+        Ok(backlog)
+    }
+}

@@ -1,0 +1,255 @@
+//! Reads rows: page, sweep, look at open transactions, fetch, watch, scan, in one packet.
+//!
+//! Without a transaction every statement has a snapshot of its own, taken when it starts: so the
+//! sweep, which comes after the page, sees whatever was committed when the page was read.
+
+use outbox_core::delivery::{Lane, Position, RowId, Span};
+use outbox_core::message::MessageId;
+use outbox_core::store::{Claim, ClaimReply, Page, StoreError, Watched};
+use sqlx::mysql::MySqlRow;
+
+use super::row::{self, read_state, read_swept};
+use crate::tables::Tables;
+use crate::text::{self, Answer, LIST, List};
+
+/// A span up to this wide is listed id by id.
+const LISTED_WIDTH: u64 = 32;
+
+/// So many ranges fit one statement before its planning costs more than its reading.
+const RANGES: usize = 100;
+
+/// Dirty reads for the next statement alone: without SESSION it ends with that statement.
+const OPEN_LOOK: &str = "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED";
+
+/// The packet of a claim, and what each of its answers is.
+pub(super) struct Plan {
+    pub(super) packet: String,
+    pub(super) parts: Vec<Part>,
+}
+
+/// What a statement of the packet answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Page,
+    Sweep,
+    Set,
+    Open,
+    Fetch,
+    Watch,
+    Scan,
+}
+
+impl Plan {
+    /// The plan for a store of so many lanes; 0 when that is not known yet.
+    pub(super) fn new(tables: &Tables, lanes: u16, claim: &Claim<'_>) -> Self {
+        let mut plan = Self { packet: String::new(), parts: Vec::new() };
+        if let Some(page) = &claim.page {
+            plan.add(Part::Page, &page_sql(tables, lanes, page, claim.bytes));
+        }
+        for condition in conditions(claim.sweep) {
+            plan.add(Part::Sweep, &place_sql(tables, &condition));
+        }
+        for condition in conditions(claim.open) {
+            plan.add(Part::Set, OPEN_LOOK);
+            plan.add(Part::Open, &format!("SELECT id FROM {} WHERE {condition}", tables.outbox));
+        }
+        let limit = (claim.fetch.len() > 1).then(|| claim.bytes / claim.fetch.len());
+        for ids in claim.fetch.chunks(LIST) {
+            let columns = row::columns("o", limit);
+            let ids = List(ids);
+            plan.add(
+                Part::Fetch,
+                &format!("SELECT {columns} FROM {} o WHERE o.id IN ({ids})", tables.outbox),
+            );
+        }
+        for ids in claim.watch.chunks(LIST) {
+            let state = row::state("o");
+            let ids = List(ids);
+            plan.add(
+                Part::Watch,
+                &format!(
+                    "SELECT o.id, o.message_id, {state} FROM {} o WHERE o.id IN ({ids})",
+                    tables.outbox
+                ),
+            );
+        }
+        if let Some(page) = &claim.scan {
+            plan.add(Part::Scan, &scan_sql(tables, page));
+        }
+        if plan.parts.is_empty() {
+            // An empty statement is an error.
+            plan.add(Part::Set, "DO 0");
+        }
+        plan
+    }
+
+    fn add(&mut self, part: Part, statement: &str) {
+        if !self.parts.is_empty() {
+            self.packet.push(';');
+        }
+        self.packet += statement;
+        self.parts.push(part);
+    }
+}
+
+/// The next page. Rows of other lanes are passed as bare ids, so that they are no holes: the ids
+/// are read first, and only the wanted rows are joined to them. Without other lanes it is one scan.
+fn page_sql(tables: &Tables, all_lanes: u16, page: &Page<'_>, bytes: usize) -> String {
+    let columns = row::columns("o", Some(bytes / page.rows.max(1)));
+    let outbox = &tables.outbox;
+    let Page { after, through, rows, lanes, .. } = page;
+    let wanted = lane_list(lanes);
+    if lanes.len() == usize::from(all_lanes) {
+        format!(
+            "SELECT o.id, {columns} FROM {outbox} o \
+             WHERE o.id > {after} AND o.id <= {through} ORDER BY o.id LIMIT {rows}"
+        )
+    } else if *through == Position(u64::MAX) {
+        format!(
+            "SELECT p.id, {columns} FROM (\
+               SELECT id, lane FROM {outbox} WHERE id > {after} ORDER BY id LIMIT {rows}\
+             ) p LEFT JOIN {outbox} o ON o.id = p.id AND p.lane IN ({wanted}) ORDER BY p.id"
+        )
+    } else {
+        format!(
+            "SELECT o.id, {columns} FROM {outbox} o \
+             WHERE o.id > {after} AND o.id <= {through} AND o.lane IN ({wanted}) \
+             ORDER BY o.id LIMIT {rows}"
+        )
+    }
+}
+
+fn place_sql(tables: &Tables, condition: &str) -> String {
+    let size = row::size("o");
+    format!("SELECT o.id, o.lane, {size} FROM {} o WHERE {condition}", tables.outbox)
+}
+
+fn scan_sql(tables: &Tables, page: &Page<'_>) -> String {
+    let Page { after, through, rows, lanes, .. } = page;
+    let lanes = lane_list(lanes);
+    let condition = format!("o.id > {after} AND o.id <= {through} AND o.lane IN ({lanes})");
+    place_sql(tables, &format!("{condition} ORDER BY o.id LIMIT {rows}"))
+}
+
+/// An `IN` list must not be empty; no row is in the lane that a SMALLINT cannot hold.
+fn lane_list(lanes: &[Lane]) -> String {
+    if lanes.is_empty() { "65536".to_owned() } else { List(lanes).to_string() }
+}
+
+/// Spans as conditions on the primary key: narrow ones as lists, wide ones as ranges.
+fn conditions(spans: &[Span]) -> Vec<String> {
+    let (narrow, wide): (Vec<&Span>, Vec<&Span>) =
+        spans.iter().partition(|span| span.last.0.saturating_sub(span.first.0) < LISTED_WIDTH);
+    let ids: Vec<u64> = narrow.iter().flat_map(|span| span.first.0..=span.last.0).collect();
+    let lists = ids.chunks(LIST).map(|ids| format!("id IN ({})", List(ids)));
+    let ranges = wide.chunks(RANGES).map(|spans| {
+        let arms = spans.iter().map(|span| format!("id BETWEEN {} AND {}", span.first, span.last));
+        arms.collect::<Vec<_>>().join(" OR ")
+    });
+    lists.chain(ranges).collect()
+}
+
+pub(super) fn read(
+    claim: &Claim<'_>,
+    parts: &[Part],
+    answers: Vec<Answer>,
+    server: u64,
+) -> Result<ClaimReply, StoreError> {
+    let mut reply = ClaimReply::default();
+    reply.server = server;
+    for (part, answer) in parts.iter().zip(answers) {
+        let rows = &answer.rows;
+        match part {
+            Part::Set => {}
+            Part::Page => read_page(claim, rows, &mut reply)?,
+            Part::Fetch => {
+                for row in rows {
+                    reply.rows.push(row::read(row, 0)?);
+                }
+            }
+            Part::Sweep => {
+                for row in rows {
+                    reply.swept.push(read_swept(row)?);
+                }
+            }
+            Part::Scan => {
+                for row in rows {
+                    reply.scanned.push(read_swept(row)?);
+                }
+            }
+            Part::Open => {
+                for row in rows {
+                    reply.open.push(Position(text::number(row, 0)?));
+                }
+            }
+            Part::Watch => {
+                for row in rows {
+                    let id = MessageId::from_bytes(text::id(row, 1)?);
+                    let id = RowId::new(Position(text::number(row, 0)?), id);
+                    reply.watched.push(Watched::new(id, read_state(row, 2)?));
+                }
+            }
+        }
+    }
+    Ok(reply)
+}
+
+/// A page's first column is the position of every row; the others are null for other lanes.
+fn read_page(
+    claim: &Claim<'_>,
+    rows: &[MySqlRow],
+    reply: &mut ClaimReply,
+) -> Result<(), StoreError> {
+    let Some(page) = &claim.page else { return Ok(()) };
+    reply.covered = page.after;
+    reply.end = rows.len() < page.rows;
+    reply.rows.reserve(rows.len());
+    for row in rows {
+        let position = Position(text::number(row, 0)?);
+        reply.covered = position;
+        match text::bytes(row, 1)? {
+            Some(_) => reply.rows.push(row::read(row, 1)?),
+            None => reply.passed.push(position),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(first: u64, last: u64) -> Span {
+        Span::new(Position(first), Position(last))
+    }
+
+    #[test]
+    fn narrow_spans_are_lists_and_wide_ones_ranges() {
+        assert_eq!(conditions(&[]), Vec::<String>::new());
+        let spans = [span(5, 6), span(100, 1_000_000), span(9, 9), span(2_000_000, 2_000_099)];
+        assert_eq!(
+            conditions(&spans),
+            ["id IN (5,6,9)", "id BETWEEN 100 AND 1000000 OR id BETWEEN 2000000 AND 2000099"]
+        );
+    }
+
+    #[test]
+    fn lists_stay_below_a_thousand() {
+        let spans: Vec<Span> = (0..500).map(|n| span(n * 100, n * 100 + 9)).collect();
+        let conditions = conditions(&spans);
+        assert_eq!(conditions.len(), 6);
+        assert!(conditions.iter().all(|list| list.matches(',').count() < 1_000));
+    }
+
+    #[test]
+    fn the_sweep_follows_the_page_and_the_open_look_the_sweep() {
+        let spans = [span(1, 2)];
+        let claim = Claim::new(1_000).open(&spans).sweep(&spans).page(Page::new(
+            &[Lane(0)],
+            Position(7),
+            10,
+        ));
+        let plan = Plan::new(&Tables::new(), 16, &claim);
+        assert_eq!(plan.parts, [Part::Page, Part::Sweep, Part::Set, Part::Open]);
+    }
+}

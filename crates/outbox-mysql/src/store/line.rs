@@ -1,0 +1,97 @@
+//! Connections of one purpose, and the guard that no half-used one is ever used again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use outbox_core::store::{StoreError, StoreErrorKind};
+use sqlx::MySqlConnection;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::session::{Session, Settings};
+use crate::text::{self, Answer};
+
+/// Connections for one kind of work, opened when they are needed.
+///
+/// Each kind of work has a line of its own, so that a hung settle does not delay the keeping of
+/// leases.
+pub(super) struct Line {
+    settings: Settings,
+    permits: Semaphore,
+    idle: Mutex<Vec<Session>>,
+}
+
+impl Line {
+    pub(super) fn new(settings: Settings, connections: usize) -> Self {
+        Self { settings, permits: Semaphore::new(connections), idle: Mutex::default() }
+    }
+
+    /// Starts a unit of work.
+    pub(super) async fn begin(&self) -> Result<Unit<'_>, StoreError> {
+        let closed = |_| StoreError::from(StoreErrorKind::Unavailable);
+        let permit = self.permits.acquire().await.map_err(closed)?;
+        let session = match self.pop() {
+            Some(session) => session,
+            None => Session::open(&self.settings).await?,
+        };
+        let server = session.server;
+        Ok(Unit { line: self, session: Some(session), server, _permit: permit })
+    }
+
+    fn pop(&self) -> Option<Session> {
+        let mut idle = self.idle();
+        idle.retain(|session| !session.is_stale(&self.settings));
+        idle.pop()
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One unit of work on one connection.
+///
+/// Unless it was finished (an error, a dropped future), its connection is closed: sqlx is not
+/// cancel-safe, and an error inside a packet leaves its transaction open. What broke one
+/// connection may have broken the idle ones beside it, so they go as well.
+pub(super) struct Unit<'a> {
+    line: &'a Line,
+    session: Option<Session>,
+    /// Which server answers.
+    pub(super) server: u64,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl Unit<'_> {
+    /// Runs statements in one packet.
+    pub(super) async fn run(&mut self, packet: String) -> Result<Vec<Answer>, StoreError> {
+        text::run(self.connection()?, packet).await
+    }
+
+    /// The connection, for what is not one packet.
+    pub(super) fn connection(&mut self) -> Result<&mut MySqlConnection, StoreError> {
+        match &mut self.session {
+            Some(session) => Ok(&mut session.connection),
+            None => Err(StoreErrorKind::Other.into()),
+        }
+    }
+
+    /// What endangers order on this server.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.session.as_ref().map(|session| session.warnings.clone()).unwrap_or_default()
+    }
+
+    /// Ends the unit: everything was answered, so the connection may be used again.
+    pub(super) fn finish(mut self) {
+        if let Some(mut session) = self.session.take() {
+            session.touch();
+            self.line.idle().push(session);
+        }
+    }
+}
+
+impl Drop for Unit<'_> {
+    fn drop(&mut self) {
+        if self.session.is_some() {
+            self.line.idle().clear();
+        }
+    }
+}

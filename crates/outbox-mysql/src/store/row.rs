@@ -1,0 +1,128 @@
+//! A row of the outbox as it is read.
+
+use std::time::Duration;
+
+use outbox_core::Message;
+use outbox_core::delivery::{Delivery, Failure, Lane, Position, RowId, RowState};
+use outbox_core::message::MessageId;
+use outbox_core::store::{Claimed, StoreError, Swept, Unreadable};
+use sqlx::mysql::MySqlRow;
+
+use crate::headers;
+use crate::text::{bytes, fit, id, number, signed};
+
+/// The class of the failure of a row that holds no valid message.
+const UNREADABLE: &str = "unreadable";
+
+/// Bytes of the content of a row; `alias` is the table's.
+pub(super) fn size(alias: &str) -> String {
+    format!(
+        "COALESCE(OCTET_LENGTH({alias}.payload), 0) + COALESCE(OCTET_LENGTH({alias}.headers), 0) \
+         + COALESCE(OCTET_LENGTH({alias}.message_key), 0)"
+    )
+}
+
+/// The recorded state of a row: attempts, revision, held, wait, retried.
+///
+/// The wait is what remains by the database's clock, in microseconds.
+pub(super) fn state(alias: &str) -> String {
+    format!(
+        "{alias}.attempts, {alias}.revision, {alias}.held_at IS NOT NULL, \
+         IF({alias}.available_at IS NULL, 0, \
+           GREATEST(0, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {alias}.available_at))), \
+         {alias}.retried"
+    )
+}
+
+pub(super) fn read_state(row: &MySqlRow, first: usize) -> Result<RowState, StoreError> {
+    Ok(RowState::new(fit(row, first)?, fit(row, first + 1)?)
+        .with_held(number(row, first + 2)? == 1)
+        .with_wait(Duration::from_micros(number(row, first + 3)?))
+        .with_retried(number(row, first + 4)? == 1))
+}
+
+/// The columns of a whole row, in the order that [`read`] expects; content only when it is within
+/// `limit` bytes.
+pub(super) fn columns(alias: &str, limit: Option<usize>) -> String {
+    let size = size(alias);
+    let content = |column: &str| match limit {
+        Some(limit) => format!("IF({size} <= {limit}, {alias}.{column}, NULL)"),
+        None => format!("{alias}.{column}"),
+    };
+    let fits = limit.map_or_else(|| "1".to_owned(), |limit| format!("{size} <= {limit}"));
+    format!(
+        "{alias}.id, {alias}.lane, {fits}, {size}, {alias}.message_id, {alias}.topic, \
+         {alias}.message_key, {alias}.partition_no, {headers}, {payload}, \
+         TIMESTAMPDIFF(MICROSECOND, {alias}.created_at, UTC_TIMESTAMP(6)), {state}",
+        headers = content("headers"),
+        payload = content("payload"),
+        state = state(alias),
+    )
+}
+
+/// A place: id, lane and size, as the first, second and third column.
+pub(super) fn read_swept(row: &MySqlRow) -> Result<Swept, StoreError> {
+    Ok(Swept::new(Position(number(row, 0)?), Lane(fit(row, 1)?), fit(row, 2)?))
+}
+
+/// A whole row, whose columns begin at `first`.
+pub(super) fn read(row: &MySqlRow, first: usize) -> Result<Claimed, StoreError> {
+    let position = Position(number(row, first)?);
+    let lane = Lane(fit(row, first + 1)?);
+    if number(row, first + 2)? == 0 {
+        return Ok(Claimed::Unread(Swept::new(position, lane, fit(row, first + 3)?)));
+    }
+    let age = Duration::from_micros(number(row, first + 10)?);
+    let state = read_state(row, first + 11)?;
+    let why = match read_message(row, first + 4) {
+        Ok(message) => {
+            let delivery = Delivery::new(position, lane, message);
+            return Ok(Claimed::Delivery(delivery.with_state(state).with_age(age)));
+        }
+        Err(why) => why,
+    };
+    let message_id = MessageId::from_bytes(id(row, first + 4)?);
+    let topic = String::from_utf8_lossy(bytes(row, first + 5)?.unwrap_or_default());
+    let key = bytes(row, first + 6)?.map(<[u8]>::to_vec);
+    let id = RowId::new(position, message_id);
+    let unreadable = Unreadable::new(id, lane, Failure::new(UNREADABLE, why));
+    Ok(Claimed::Unreadable(unreadable.with_destination(topic, key).with_state(state, age)))
+}
+
+/// The message in the six columns from `first` on: message id, topic, key, partition, headers,
+/// payload. Otherwise, what is wrong with it.
+pub(crate) fn read_message(row: &MySqlRow, first: usize) -> Result<Message, &'static str> {
+    let column = |offset| bytes(row, first + offset).map_err(|_| "column is missing");
+    let message_id = id(row, first).map_err(|_| "message id is not 16 bytes")?;
+    let topic = column(1)?.and_then(|topic| std::str::from_utf8(topic).ok());
+    let mut message =
+        Message::builder(topic.ok_or("topic is not text")?).id(MessageId::from_bytes(message_id));
+    if let Some(key) = column(2)? {
+        message = message.key(key);
+    }
+    if let Some(partition) = signed(row, first + 3).map_err(|_| "partition is not a number")? {
+        message =
+            message.partition(i32::try_from(partition).map_err(|_| "partition is too large")?);
+    }
+    if let Some(stored) = column(4)? {
+        for (name, value) in headers::decode(stored).ok_or("headers are malformed")? {
+            message = match value {
+                Some(value) => message.header(name, value),
+                None => message.null_header(name),
+            };
+        }
+    }
+    message = match column(5)? {
+        Some(payload) => message.payload(payload),
+        None => message.tombstone(),
+    };
+    message.build().map_err(|error| {
+        use outbox_core::message::MessageErrorKind as K;
+        match error.kind() {
+            K::Topic => "topic name is invalid",
+            K::Header => "header name is invalid or reserved",
+            K::Partition => "partition is negative",
+            _ => "message is invalid",
+        }
+    })
+}

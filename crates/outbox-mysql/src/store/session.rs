@@ -1,0 +1,229 @@
+//! A connection of the relay: how it is set up, and what it learnt of its server.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use outbox_core::store::{StoreError, StoreErrorKind};
+use sqlx::mysql::MySqlConnectOptions;
+use sqlx::{ConnectOptions, MySqlConnection};
+
+use crate::error::store_error;
+use crate::text::{self, run};
+
+/// How long a lock of somebody else is waited for. The default of 50 s would outlast a lease.
+const LOCK_WAIT_SECONDS: u64 = 3;
+
+/// A clock that differs more than this from ours is worth a warning.
+const SKEW: Duration = Duration::from_secs(5);
+
+/// What a session needs to know.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) options: MySqlConnectOptions,
+    pub(super) connect_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+}
+
+/// A connection with the settings that the relay relies on.
+pub(super) struct Session {
+    pub(super) connection: MySqlConnection,
+    /// Which server answered.
+    pub(super) server: u64,
+    /// Conditions under which order per key is not assured.
+    pub(super) warnings: Vec<String>,
+    used: Instant,
+}
+
+impl Session {
+    /// Connects, sets the session up and reads everything back.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, StoreError> {
+        let opened = tokio::time::timeout(settings.connect_timeout, Self::set_up(settings)).await;
+        opened.unwrap_or_else(|_| Err(StoreErrorKind::Unavailable.into()))
+    }
+
+    async fn set_up(settings: &Settings) -> Result<Self, StoreError> {
+        // Statements of the relay hold no secrets, but they are long.
+        let options = settings.options.clone().disable_statement_logging();
+        let mut connection = options.connect().await.map_err(store_error)?;
+        let mut answers =
+            run(&mut connection, set_up(settings.idle_timeout)).await?.into_iter().skip(2);
+        let mut variables = HashMap::new();
+        for row in &text::take(&mut answers)?.rows {
+            let word = |column| -> Result<String, StoreError> {
+                let word = text::bytes(row, column)?.unwrap_or_default();
+                Ok(String::from_utf8_lossy(word).into_owned())
+            };
+            variables.insert(word(0)?.to_ascii_lowercase(), word(1)?);
+        }
+        let clock = text::take(&mut answers)?;
+        let clock = clock.rows.first().map(|row| text::number(row, 0)).transpose()?;
+        let server = Server(variables);
+        server.verify(settings.idle_timeout)?;
+        let warnings = server.warnings(Duration::from_micros(clock.unwrap_or_default()));
+        Ok(Self { connection, server: server.identity(), warnings, used: Instant::now() })
+    }
+
+    /// Whether the server may already have closed it, since it sees no traffic for so long.
+    pub(super) fn is_stale(&self, settings: &Settings) -> bool {
+        self.used.elapsed() > settings.idle_timeout / 2
+    }
+
+    /// Marks it as used now.
+    pub(super) fn touch(&mut self) {
+        self.used = Instant::now();
+    }
+}
+
+/// The packet that sets a session up: two SETs, the variables and the clock.
+///
+/// At REPEATABLE READ the relay's deletes lock gaps, and the application's inserts deadlock. A
+/// stopped relay must not hold a lock until the server's default of eight hours. Comments of the
+/// form `/*M! */` are read by MariaDB alone.
+fn set_up(idle: Duration) -> String {
+    let idle = idle.as_secs().max(1);
+    format!(
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;\
+         SET SESSION autocommit=1, completion_type=0, \
+           innodb_lock_wait_timeout={LOCK_WAIT_SECONDS}, wait_timeout={idle}, \
+           sql_safe_updates=0, sql_select_limit=18446744073709551615\
+           /*M! , idle_transaction_timeout={idle} */;\
+         SHOW SESSION VARIABLES WHERE Variable_name IN (\
+           'transaction_isolation', 'tx_isolation', 'autocommit', 'completion_type', \
+           'innodb_lock_wait_timeout', 'wait_timeout', 'idle_transaction_timeout', \
+           'server_uuid', 'server_id', 'hostname', 'port', 'datadir', \
+           'read_only', 'super_read_only', 'innodb_read_only', \
+           'auto_increment_increment', 'wsrep_on', 'log_bin', 'binlog_format');\
+         SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
+    )
+}
+
+/// The variables of a session, under lower-case names.
+struct Server(HashMap<String, String>);
+
+impl Server {
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    fn is_on(&self, name: &str) -> bool {
+        matches!(self.get(name).to_ascii_uppercase().as_str(), "ON" | "1")
+    }
+
+    /// Checks that the session is as it was set, and the server one that can be written.
+    fn verify(&self, idle: Duration) -> Result<(), StoreError> {
+        // A replica, or a former primary: whatever it shows may be old.
+        if ["read_only", "super_read_only", "innodb_read_only"].iter().any(|name| self.is_on(name))
+        {
+            return Err(StoreError::new(StoreErrorKind::Unavailable, "server is read-only"));
+        }
+        if self.is_on("log_bin") && self.get("binlog_format").eq_ignore_ascii_case("STATEMENT") {
+            return Err(unsupported("binlog_format=STATEMENT bears no READ COMMITTED"));
+        }
+        let isolation = ["transaction_isolation", "tx_isolation"];
+        if !isolation.iter().any(|name| self.get(name) == "READ-COMMITTED") {
+            return Err(unsupported("isolation level is not READ COMMITTED"));
+        }
+        let idle = idle.as_secs().max(1).to_string();
+        let expected = [
+            ("autocommit", "ON"),
+            ("completion_type", "NO_CHAIN"),
+            ("innodb_lock_wait_timeout", &LOCK_WAIT_SECONDS.to_string()),
+            ("wait_timeout", &idle),
+        ];
+        if expected.iter().any(|(name, value)| self.get(name) != *value) {
+            return Err(unsupported("session settings did not take effect"));
+        }
+        // MariaDB alone has it.
+        match self.get("idle_transaction_timeout") {
+            "" => Ok(()),
+            set if set == idle => Ok(()),
+            _ => Err(unsupported("session settings did not take effect")),
+        }
+    }
+
+    /// What tells this server from another one.
+    fn identity(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for name in ["server_uuid", "server_id", "hostname", "port", "datadir"] {
+            self.get(name).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+
+    fn warnings(&self, clock: Duration) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !matches!(self.get("auto_increment_increment"), "" | "1") {
+            warnings.push("auto_increment_increment is not 1: order needs one writing node".into());
+        }
+        if self.is_on("wsrep_on") {
+            warnings.push("wsrep_on is set: order needs one writing node".into());
+        }
+        let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        if ours.abs_diff(clock) > SKEW {
+            warnings.push("clocks of database and relay differ by more than 5 s".into());
+        }
+        warnings
+    }
+}
+
+fn unsupported(why: &'static str) -> StoreError {
+    StoreError::new(StoreErrorKind::Unsupported, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(60);
+
+    fn server(changes: &[(&str, &str)]) -> Server {
+        let good = [
+            ("transaction_isolation", "READ-COMMITTED"),
+            ("autocommit", "ON"),
+            ("completion_type", "NO_CHAIN"),
+            ("innodb_lock_wait_timeout", "3"),
+            ("wait_timeout", "60"),
+            ("read_only", "OFF"),
+            ("server_uuid", "a"),
+        ];
+        let all = good.iter().chain(changes);
+        Server(all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+    }
+
+    fn kind(changes: &[(&str, &str)]) -> Option<StoreErrorKind> {
+        server(changes).verify(IDLE).err().map(|error| error.kind())
+    }
+
+    #[test]
+    fn a_session_is_read_back() {
+        use StoreErrorKind as K;
+        assert_eq!(kind(&[]), None);
+        assert_eq!(kind(&[("read_only", "ON")]), Some(K::Unavailable));
+        assert_eq!(kind(&[("super_read_only", "ON")]), Some(K::Unavailable));
+        assert_eq!(kind(&[("transaction_isolation", "REPEATABLE-READ")]), Some(K::Unsupported));
+        assert_eq!(kind(&[("autocommit", "OFF")]), Some(K::Unsupported));
+        assert_eq!(kind(&[("wait_timeout", "28800")]), Some(K::Unsupported));
+        assert_eq!(kind(&[("idle_transaction_timeout", "0")]), Some(K::Unsupported));
+        assert_eq!(kind(&[("idle_transaction_timeout", "60")]), None);
+        let statement = [("log_bin", "ON"), ("binlog_format", "STATEMENT")];
+        assert_eq!(kind(&statement), Some(K::Unsupported));
+    }
+
+    #[test]
+    fn two_servers_differ() {
+        let one = server(&[]).identity();
+        assert_eq!(one, server(&[]).identity());
+        assert_ne!(one, server(&[("server_uuid", "b")]).identity());
+        assert_ne!(one, server(&[("hostname", "other")]).identity());
+    }
+
+    #[test]
+    fn what_endangers_order_is_a_warning() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        assert_eq!(server(&[]).warnings(now), Vec::<String>::new());
+        let endangered = server(&[("auto_increment_increment", "2"), ("wsrep_on", "ON")]);
+        assert_eq!(endangered.warnings(now).len(), 2);
+        assert_eq!(server(&[]).warnings(now + Duration::from_secs(60)).len(), 1);
+    }
+}

@@ -1,0 +1,199 @@
+//! Records what became of deliveries.
+//!
+//! Delivered rows go without a fence: whoever was told that a message is acknowledged may delete
+//! it. All else is fenced by the lane's epoch, always as a JOIN in UPDATE or in SELECT .. FOR
+//! UPDATE: those read the newest committed epoch and lock it, while EXISTS in an UPDATE and a
+//! plain INSERT .. SELECT read an old snapshot of it.
+
+use std::fmt::Write as _;
+
+use outbox_core::delivery::{Lease, Position, Settlement};
+use outbox_core::store::{Delivered, Failed, Settle};
+
+use super::keep_leases::micros;
+use crate::tables::Tables;
+use crate::text::{Answer, Hex, LIST, List};
+
+/// So many failures share one transaction: it holds their lanes' rows, so it must be short.
+const FAILURES: usize = 100;
+
+/// One packet, and which of its answers decide about which failed row.
+pub(super) struct Packet {
+    pub(super) text: String,
+    /// The statement that changes the row, by its number in the packet.
+    pub(super) decisive: Vec<(usize, Position)>,
+}
+
+pub(super) fn packets(tables: &Tables, settle: &Settle<'_>) -> Vec<Packet> {
+    let delivered = settle.delivered.chunks(LIST).map(|rows| {
+        let text = if settle.archive { archive(tables, rows) } else { delete(tables, rows) };
+        Packet { text, decisive: Vec::new() }
+    });
+    let failed = settle.failed.chunks(FAILURES).map(|rows| fail(tables, rows));
+    delivered.chain(failed).collect()
+}
+
+/// The failed rows whose decisive statement changed nothing.
+pub(super) fn refused(
+    decisive: &[(usize, Position)],
+    answers: &[Answer],
+) -> impl Iterator<Item = Position> {
+    decisive
+        .iter()
+        .filter(|(statement, _)| answers.get(*statement).is_none_or(|answer| answer.affected == 0))
+        .map(|(_, position)| *position)
+}
+
+/// Every deleted row holds an acknowledged message: ids may have been reused after a fail-over.
+fn delete(tables: &Tables, rows: &[Delivered]) -> String {
+    format!("DELETE FROM {} WHERE {}", tables.outbox, acknowledged(rows))
+}
+
+fn acknowledged(rows: &[Delivered]) -> String {
+    let ids = List(rows.iter().map(|row| row.id.position));
+    let messages = List(rows.iter().map(|row| Hex(row.id.message.as_bytes())));
+    format!("id IN ({ids}) AND message_id IN ({messages})")
+}
+
+/// Copies the rows, then deletes them. Repeating it finds the copies there.
+fn archive(tables: &Tables, rows: &[Delivered]) -> String {
+    let receipts: Vec<String> = rows.iter().map(receipt).collect();
+    format!(
+        "BEGIN;\
+         INSERT IGNORE INTO {archive} (outbox_id, message_id, topic, message_key, headers, payload, \
+           created_at, attempts, partition_no, offset_no, delivered_at) \
+         SELECT o.id, o.message_id, o.topic, o.message_key, o.headers, o.payload, \
+           o.created_at, o.attempts, r.partition_no, r.offset_no, UTC_TIMESTAMP(6) \
+         FROM JSON_TABLE('[{receipts}]', '$[*]' COLUMNS (\
+           id BIGINT UNSIGNED PATH '$[0]', partition_no INT PATH '$[1]', \
+           offset_no BIGINT PATH '$[2]')) r \
+         JOIN {outbox} o ON o.id = r.id WHERE o.{acknowledged};\
+         DELETE FROM {outbox} WHERE {acknowledged};\
+         COMMIT",
+        archive = tables.delivered,
+        outbox = tables.outbox,
+        receipts = receipts.join(","),
+        acknowledged = acknowledged(rows),
+    )
+}
+
+/// A row's receipt as JSON: numbers and null only.
+fn receipt(row: &Delivered) -> String {
+    let null = || "null".to_owned();
+    let partition = row.receipt.partition.map_or_else(null, |n| n.to_string());
+    let offset = row.receipt.offset.map_or_else(null, |n| n.to_string());
+    format!("[{},{partition},{offset}]", row.id.position)
+}
+
+fn fail(tables: &Tables, rows: &[Failed]) -> Packet {
+    let mut packet = Packet { text: "BEGIN;".to_owned(), decisive: Vec::new() };
+    let mut statements = 1;
+    for row in rows {
+        packet.decisive.push((statements, row.id.position));
+        let (text, count) = match row.settlement {
+            Settlement::Retry(wait) => (retry(tables, row, micros(wait)), 1),
+            Settlement::Held => (hold(tables, row), 2),
+            Settlement::Dead => (bury(tables, row), 3),
+            // A settlement of a newer core: refused, since nothing is known about it.
+            _ => ("DO 0;".to_owned(), 1),
+        };
+        packet.text += &text;
+        statements += count;
+    }
+    packet.text += "COMMIT";
+    packet
+}
+
+/// The row as it was read, in a lane that is still leased as it was when the decision was made.
+fn fence(row: &Failed) -> String {
+    let Lease { lane, epoch } = row.lease;
+    format!(
+        "o.id = {} AND o.message_id = {} AND o.attempts = {} AND o.revision = {} \
+         AND o.lane = {lane} AND f.lane = {lane} AND f.epoch = {epoch} AND f.owner IS NOT NULL",
+        row.id.position,
+        Hex(row.id.message.as_bytes()),
+        row.read.attempts,
+        row.read.revision,
+    )
+}
+
+fn retry(tables: &Tables, row: &Failed, wait: u64) -> String {
+    format!(
+        "UPDATE {outbox} o JOIN {lane} f ON f.lane = o.lane \
+         SET o.attempts = {attempts}, o.last_error = {failure}, \
+           o.available_at = UTC_TIMESTAMP(6) + INTERVAL {wait} MICROSECOND \
+         WHERE {fence};",
+        outbox = tables.outbox,
+        lane = tables.lane,
+        attempts = row.attempts,
+        failure = Hex(row.failure.to_string().as_bytes()),
+        fence = fence(row),
+    )
+}
+
+/// Marks the row, and lists it among the held ones in the same transaction. The row of the outbox
+/// is always locked before the one of the list.
+fn hold(tables: &Tables, row: &Failed) -> String {
+    format!(
+        "UPDATE {outbox} o JOIN {lane} f ON f.lane = o.lane \
+         SET o.attempts = {attempts}, o.last_error = {failure}, o.available_at = NULL, \
+           o.held_at = COALESCE(o.held_at, UTC_TIMESTAMP(6)) \
+         WHERE {fence};\
+         INSERT IGNORE INTO {held} (outbox_id, message_id, topic, message_key, held_at) \
+         SELECT id, message_id, topic, message_key, held_at FROM {outbox} \
+         WHERE id = {id} AND message_id = {message} AND held_at IS NOT NULL FOR UPDATE;",
+        outbox = tables.outbox,
+        lane = tables.lane,
+        held = tables.held,
+        attempts = row.attempts,
+        failure = Hex(row.failure.to_string().as_bytes()),
+        fence = fence(row),
+        id = row.id.position,
+        message = Hex(row.id.message.as_bytes()),
+    )
+}
+
+/// Moves the row to the dead letters. Nothing leaves the outbox unless its copy arrived.
+fn bury(tables: &Tables, row: &Failed) -> String {
+    let id = row.id.position;
+    let message = Hex(row.id.message.as_bytes());
+    let mut text = String::new();
+    let attempts = row.attempts.to_string();
+    let failure = Hex(row.failure.to_string().as_bytes()).to_string();
+    let from = format!(
+        "FROM {} o JOIN {} f ON f.lane = o.lane WHERE {} FOR UPDATE",
+        tables.outbox,
+        tables.lane,
+        fence(row),
+    );
+    text += &copy_to_dead(tables, &attempts, &failure, &from);
+    _ = write!(text, "{}", remove_dead(tables, id, &message));
+    text
+}
+
+/// Inserts full copies of the selected rows `o` into the dead letters.
+pub(super) fn copy_to_dead(tables: &Tables, attempts: &str, failure: &str, from: &str) -> String {
+    format!(
+        "INSERT INTO {dead} (outbox_id, message_id, topic, message_key, partition_no, headers, \
+           payload, created_at, attempts, last_error, revision, retried, died_at) \
+         SELECT o.id, o.message_id, o.topic, o.message_key, o.partition_no, o.headers, \
+           o.payload, o.created_at, {attempts}, {failure}, o.revision, o.retried, \
+           UTC_TIMESTAMP(6) {from};",
+        dead = tables.dead,
+    )
+}
+
+/// Removes a row whose copy is among the dead letters, and its place among the held ones.
+pub(super) fn remove_dead(tables: &Tables, id: Position, message: &Hex<'_>) -> String {
+    format!(
+        "DELETE o FROM {outbox} o JOIN {dead} d \
+           ON d.message_id = o.message_id AND d.outbox_id = o.id \
+         WHERE o.id = {id} AND o.message_id = {message};\
+         DELETE h FROM {held} h JOIN {dead} d \
+           ON d.message_id = h.message_id AND d.outbox_id = h.outbox_id \
+         WHERE h.outbox_id = {id} AND h.message_id = {message};",
+        outbox = tables.outbox,
+        dead = tables.dead,
+        held = tables.held,
+    )
+}

@@ -1,0 +1,115 @@
+//! What arrives is what was added, in the order of its key.
+
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::collections::BTreeMap;
+
+use outbox_core::Message;
+use outbox_core::delivery::RowState;
+use outbox_core::message::header;
+
+use super::{BrokerFixture, deliver, message, outgoing, publish};
+use crate::Published;
+
+/// Key, payload and headers arrive byte for byte, headers in their order, repeated and null ones
+/// included.
+pub async fn a_message_arrives_byte_for_byte<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let topic = fixture.create_topic().await;
+    let bytes: Vec<u8> = (0..=255).collect();
+    let message = Message::builder(&*topic)
+        .key(bytes.clone())
+        .payload(bytes.clone())
+        .header("repeated", "1")
+        .null_header("null")
+        .header("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        .header("repeated", bytes)
+        .header("empty", "");
+    let message = message.build().unwrap();
+    deliver(&*fixture.broker(), [message.clone()]).await;
+    let record = only(fixture.published_to(&topic).await);
+    assert_eq!(
+        (record.key.as_deref(), record.payload.as_deref()),
+        (message.key(), message.payload())
+    );
+    let own = record.headers.iter().filter(|(name, _)| !name.starts_with(header::RESERVED_PREFIX));
+    let own: Vec<_> = own.map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+    assert_eq!(own, message.headers().iter().collect::<Vec<_>>());
+}
+
+/// Every appearance carries the message id as a header, as text.
+pub async fn a_message_carries_its_id<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let topic = fixture.create_topic().await;
+    let message = message(&topic, "k", "p");
+    deliver(&*fixture.broker(), [message.clone()]).await;
+    deliver(&*fixture.broker(), [message.clone()]).await;
+    let records = fixture.published_to(&topic).await;
+    assert_eq!(records.len(), 2);
+    for record in records {
+        assert_eq!(record.header(header::ID), Some(message.id().to_string().as_bytes()));
+        assert_eq!(record.header(header::RETRIED), None);
+    }
+}
+
+/// A dead letter that was retried out of its place is marked as such.
+pub async fn a_retried_dead_letter_is_marked<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let topic = fixture.create_topic().await;
+    let mut batch = outgoing([message(&topic, "k", "p")]);
+    batch[0].delivery.state = RowState::default().with_retried(true);
+    publish(&*fixture.broker(), &batch).await;
+    let record = only(fixture.published_to(&topic).await);
+    assert_eq!(record.header(header::RETRIED), Some(&b"true"[..]));
+}
+
+/// A tombstone arrives as null, and an empty payload as empty.
+pub async fn a_tombstone_is_no_empty_payload<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let (tombstone, empty) = (fixture.create_topic().await, fixture.create_topic().await);
+    let messages = [
+        Message::builder(&*tombstone).key("k").tombstone().build().unwrap(),
+        Message::builder(&*empty).key("k").payload("").build().unwrap(),
+    ];
+    deliver(&*fixture.broker(), messages).await;
+    assert_eq!(only(fixture.published_to(&tombstone).await).payload, None);
+    assert_eq!(only(fixture.published_to(&empty).await).payload, Some(Vec::new()));
+}
+
+/// A message without a key arrives without one, and an empty key as empty.
+pub async fn a_missing_key_is_no_empty_key<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let (missing, empty) = (fixture.create_topic().await, fixture.create_topic().await);
+    let messages = [
+        Message::builder(&*missing).no_key().payload("p").build().unwrap(),
+        Message::builder(&*empty).key("").payload("p").build().unwrap(),
+    ];
+    deliver(&*fixture.broker(), messages).await;
+    assert_eq!(only(fixture.published_to(&missing).await).key, None);
+    assert_eq!(only(fixture.published_to(&empty).await).key, Some(Vec::new()));
+}
+
+/// Messages of one key are in one partition, in the order of the batch and of the publishes.
+pub async fn messages_of_a_key_arrive_in_order<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let (broker, topic) = (fixture.broker(), fixture.create_topic().await);
+    let numbered = |n: usize| message(&topic, ["a", "b", "c"][n % 3], &format!("{n:03}"));
+    deliver(&*broker, (0..60).map(numbered)).await;
+    deliver(&*broker, (60..90).map(numbered)).await;
+    let mut keys: BTreeMap<_, Vec<Published>> = BTreeMap::new();
+    for record in fixture.published_to(&topic).await {
+        keys.entry(record.key.clone()).or_default().push(record);
+    }
+    assert_eq!(keys.len(), 3);
+    for records in keys.values() {
+        assert_eq!(records.len(), 30);
+        assert!(records.iter().all(|record| record.partition == records[0].partition));
+        assert!(records.is_sorted_by_key(|record| record.offset), "{records:?}");
+        assert!(records.is_sorted_by_key(|record| record.payload.clone()), "{records:?}");
+    }
+}
+
+fn only(mut records: Vec<Published>) -> Published {
+    assert_eq!(records.len(), 1, "one record expected: {records:?}");
+    records.remove(0)
+}

@@ -1,0 +1,264 @@
+//! A claim is a read: pages, sweeps, fetches, watches and scans, within a byte budget.
+
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use outbox_core::delivery::{RowState, Settlement, Span};
+use outbox_core::store::{Claim, Claimed, Page};
+use outbox_core::{Lane, Message, Position};
+
+use super::stage::{MANY, delivery, everything, failed, message, spread};
+use super::{Stage, StoreFixture};
+
+/// A page holds the rows above its start, ascending; an empty one covers nothing and ends.
+pub async fn a_page_is_ascending_and_above_its_start<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let empty = stage.page(Position(7), MANY).await;
+    assert!(empty.rows.is_empty() && empty.passed.is_empty() && empty.end, "{empty:?}");
+    assert_eq!(empty.covered, Position(7));
+    stage.add_all(spread(30)).await;
+    let whole = stage.all().await;
+    let positions: Vec<Position> = whole.rows.iter().map(Claimed::position).collect();
+    assert_eq!(positions.len(), 30);
+    assert!(positions.is_sorted_by(|a, b| a < b), "{positions:?}");
+    assert_eq!((whole.covered, whole.end), (positions[29], true));
+    let rest = stage.page(positions[9], MANY).await;
+    assert_eq!(rest.rows.iter().map(Claimed::position).collect::<Vec<_>>(), positions[10..]);
+}
+
+/// Page by page every row is read once, with no more rows in a page than were asked for.
+pub async fn pages_read_every_row_once<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(30)).await;
+    let (mut read, mut after, mut ended) = (Vec::new(), Position::START, false);
+    for _ in 0..MANY {
+        let page = stage.page(after, 7).await;
+        assert!(page.rows.len() <= 7, "{} rows in a page of 7", page.rows.len());
+        if let Some(last) = page.rows.last() {
+            assert!(page.covered >= last.position());
+        }
+        after = page.covered;
+        ended = page.end;
+        read.extend(page.rows.into_iter().map(|row| delivery(row).message.id()));
+        if ended {
+            break;
+        }
+    }
+    assert!(ended, "the pages never end");
+    assert_eq!(read, ids);
+}
+
+/// A page returns the bare positions of other lanes' rows, so that they are no holes.
+///
+/// Passes at once for a store with one lane.
+pub async fn a_page_tells_the_rows_of_other_lanes_that_it_passed<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let Some((own, others)) = stage.lanes.split_first() else { return };
+    if others.is_empty() {
+        return;
+    }
+    stage.add_all(spread(100)).await;
+    let all = stage.all().await.rows.into_iter().map(delivery);
+    let (wanted, passed): (Vec<_>, Vec<_>) = all.partition(|row| row.lane == *own);
+    assert!(!wanted.is_empty() && !passed.is_empty(), "100 keys are all in one lane, or none");
+
+    let (mut rows, mut seen, mut after) = (Vec::new(), Vec::new(), Position::START);
+    for _ in 0..MANY {
+        let page = Page::new(std::slice::from_ref(own), after, 9);
+        let reply = stage.claim(everything().page(page)).await;
+        assert!(reply.rows.len() + reply.passed.len() <= 9, "more than 9 rows in a page of 9");
+        rows.extend(reply.rows.iter().map(Claimed::position));
+        seen.extend(reply.passed);
+        after = reply.covered;
+        if reply.end {
+            break;
+        }
+    }
+    assert_eq!(rows, wanted.iter().map(|row| row.position).collect::<Vec<_>>());
+    seen.sort_unstable();
+    assert_eq!(seen, passed.iter().map(|row| row.position).collect::<Vec<_>>());
+}
+
+/// A page with a last position holds nothing above it.
+pub async fn a_bounded_page_ends_at_its_bound<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(30)).await;
+    let all: Vec<_> = stage.all().await.rows.iter().map(Claimed::position).collect();
+    let page = Page::new(&stage.lanes, all[4], MANY).through(all[9]);
+    let reply = stage.claim(everything().page(page)).await;
+    assert_eq!(reply.rows.iter().map(Claimed::position).collect::<Vec<_>>(), all[5..10]);
+    assert_eq!(reply.covered, all[9]);
+}
+
+/// Claiming takes no lock and changes nothing: a second claim reads the same.
+pub async fn claiming_changes_nothing<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(5)).await;
+    let read = async || {
+        let rows = stage.all().await.rows.into_iter().map(delivery);
+        rows.map(|row| (row.position, row.message, row.state)).collect::<Vec<_>>()
+    };
+    assert_eq!(read().await, read().await);
+}
+
+/// A claim shows rows that wait or are held, with what is recorded about them.
+pub async fn waiting_and_held_rows_are_claimed<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let wait = Duration::from_secs(500);
+    stage.kill(message("orders", "waiting"), Settlement::Retry(wait)).await;
+    stage.kill(message("orders", "held"), Settlement::Held).await;
+    let states: Vec<_> = stage.all().await.rows.into_iter().map(|r| delivery(r).state).collect();
+    let [waiting, held] = states[..] else { panic!("two rows expected: {states:?}") };
+    assert!(!waiting.held && held.held);
+    assert!(waiting.wait <= wait && waiting.wait > wait / 2, "{waiting:?}");
+    assert_eq!((waiting.attempts, held.attempts), (3, 3));
+}
+
+/// A fresh row has never failed, and its age is that of the store's clock.
+pub async fn a_row_tells_its_age<F: StoreFixture>() {
+    const TIME: Duration = Duration::from_millis(300);
+    let stage = Stage::<F>::set().await;
+    let id = stage.add(message("orders", "a")).await;
+    stage.fixture.pass(TIME).await;
+    let row = stage.delivery(id).await;
+    assert_eq!(row.state, RowState::default());
+    assert!(row.age >= TIME && row.age < TIME * 100, "{:?}", row.age);
+}
+
+/// The contents of a claim stay within its byte budget; what does not fit is told without content.
+pub async fn a_row_beyond_the_byte_budget_is_unread<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let big = |key: &str| Message::builder("t").key(key).payload(vec![1; 10_000]).build().unwrap();
+    stage.add_all(["a", "b", "c", "d"].map(big)).await;
+    let page = Page::new(&stage.lanes, Position::START, MANY);
+    let reply = stage.claim(Claim::new(25_000).page(page)).await;
+    let contents = reply.rows.iter().map(|row| match row {
+        Claimed::Delivery(delivery) => delivery.message.payload().map_or(0, <[u8]>::len),
+        _ => 0,
+    });
+    assert!(contents.sum::<usize>() <= 25_000);
+    for row in &reply.rows {
+        match row {
+            Claimed::Unread(row) => assert!(row.bytes >= 10_000, "{row:?}"),
+            Claimed::Delivery(_) => {}
+            other => panic!("neither read nor unread: {other:?}"),
+        }
+    }
+    if reply.end {
+        assert_eq!(reply.rows.len(), 4, "a row is missing");
+    }
+    assert!(!reply.rows.is_empty(), "a row that does not fit is told");
+}
+
+/// A row fetched alone is returned whole, whatever the budget.
+pub async fn a_row_fetched_alone_is_returned_whole<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let big = Message::builder("t").key("k").payload(vec![1; 10_000]).build().unwrap();
+    let id = stage.add(big.clone()).await;
+    let position = stage.delivery(id).await.position;
+    let reply = stage.claim(Claim::new(1).fetch(&[position])).await;
+    let rows: Vec<_> = reply.rows.into_iter().map(|row| delivery(row).message).collect();
+    assert_eq!(rows, [big]);
+}
+
+/// A fetch returns the rows that exist, of any lane, and says nothing about the others.
+pub async fn a_fetch_returns_the_rows_that_exist<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(30)).await;
+    let all: Vec<_> = stage.all().await.rows.into_iter().map(delivery).collect();
+    stage.deliver(&[&all[3]], false).await;
+    let wanted = [all[2].position, all[3].position, all[20].position, Position(u64::MAX / 4)];
+    let rows = stage.claim(everything().fetch(&wanted)).await.rows;
+    let found: BTreeSet<_> = rows.into_iter().map(|row| delivery(row).message.id()).collect();
+    assert_eq!(found, BTreeSet::from([all[2].message.id(), all[20].message.id()]));
+}
+
+/// A watch tells the state of the rows that exist, and whose they are.
+pub async fn a_watch_tells_the_state_of_the_rows_that_exist<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let held = stage.kill(message("orders", "held"), Settlement::Held).await;
+    let gone = stage.kill(message("orders", "gone"), Settlement::Dead).await;
+    let watched = stage.claim(everything().watch(&[held.position, gone.position])).await.watched;
+    let [only] = watched[..] else { panic!("one row expected: {watched:?}") };
+    assert_eq!((only.id.position, only.id.message), (held.position, held.message.id()));
+    assert!(only.state.held);
+    assert_eq!(only.state.attempts, 3);
+}
+
+/// A sweep lists the rows of its spans, bounds included, whatever their lane.
+pub async fn a_sweep_lists_the_rows_of_its_spans_in_every_lane<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(30)).await;
+    let all: Vec<_> = stage.all().await.rows.into_iter().map(delivery).collect();
+    let span = |first: usize, last: usize| Span::new(all[first].position, all[last].position);
+    let swept = stage.claim(everything().sweep(&[span(2, 9), span(15, 15), span(20, 29)])).await;
+    let mut found: Vec<_> = swept.swept.iter().map(|row| (row.position, row.lane)).collect();
+    found.sort_unstable();
+    let wanted = all[2..10].iter().chain(&all[15..16]).chain(&all[20..30]);
+    assert_eq!(found, wanted.map(|row| (row.position, row.lane)).collect::<Vec<_>>());
+}
+
+/// A scan walks all rows of its lanes, ascending, and ends with less than was asked for.
+pub async fn a_scan_walks_the_rows_of_its_lanes<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(100)).await;
+    let lanes = &stage.lanes[..stage.lanes.len().div_ceil(2)];
+    let mut wanted: Vec<(Position, Lane)> = Vec::new();
+    for row in stage.all().await.rows.into_iter().map(delivery) {
+        if lanes.contains(&row.lane) {
+            wanted.push((row.position, row.lane));
+        }
+    }
+    let (mut scanned, mut after) = (Vec::new(), Position::START);
+    loop {
+        let reply = stage.claim(everything().scan(Page::new(lanes, after, 7))).await.scanned;
+        scanned.extend(reply.iter().map(|row| (row.position, row.lane)));
+        match reply[..] {
+            [.., last] if reply.len() == 7 => after = last.position,
+            _ => break,
+        }
+        assert!(scanned.len() <= MANY, "the scan never ends");
+    }
+    assert_eq!(scanned, wanted);
+}
+
+/// A row that does not hold a valid message is a value, and no obstacle for the others.
+///
+/// Passes at once if the store cannot hold such a row.
+pub async fn an_unreadable_row_is_a_value<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let bad = stage.add(message("orders", "bad")).await;
+    let good = stage.add(message("orders", "good")).await;
+    if !stage.fixture.garble(bad).await {
+        return;
+    }
+    let rows = stage.all().await.rows;
+    let [Claimed::Unreadable(first), Claimed::Delivery(second)] = &rows[..] else {
+        panic!("an unreadable row and a message expected: {rows:?}");
+    };
+    assert_eq!((first.id.message, second.message.id()), (bad, good));
+    let reply = stage.claim(everything().fetch(&[first.id.position])).await;
+    assert!(matches!(reply.rows[..], [Claimed::Unreadable(_)]), "{:?}", reply.rows);
+}
+
+/// Every answer tells the same server as the lanes' standing does.
+pub async fn every_answer_tells_the_server<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let standing = stage.standing(outbox_core::WorkerId::generate()).await;
+    assert_eq!(stage.all().await.server, standing.server);
+}
+
+/// A wait runs out by the store's clock; the row is claimed before and after.
+pub async fn a_wait_runs_out<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let id = stage.add(message("orders", "a")).await;
+    let row = stage.delivery(id).await;
+    let lease = stage.lease_for(&row).await;
+    let wait = Duration::from_millis(400);
+    stage.fail(&[failed(&row, lease, 1, Settlement::Retry(wait))]).await;
+    assert!(stage.delivery(id).await.state.wait > Duration::ZERO);
+    stage.fixture.pass(wait * 2).await;
+    assert_eq!(stage.delivery(id).await.state.wait, Duration::ZERO);
+}

@@ -1,0 +1,220 @@
+//! What an operator can do with messages that died.
+
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery, Place};
+use outbox_core::delivery::Settlement;
+use outbox_core::{DeadLetters, Delivery, Message, MessageId};
+
+use super::stage::{failed, message};
+use super::{DeadLettersFixture, Stage};
+
+/// A message that died is kept in full, with its place and its history.
+pub async fn a_dead_message_is_kept_in_full<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let whole = Message::builder("orders")
+        .key([0, 255])
+        .payload([1, 2, 255])
+        .header("h", "1")
+        .null_header("n")
+        .header("h", "2")
+        .partition(3);
+    let whole = whole.build().unwrap();
+    let empty = Message::builder("orders").tombstone().build().unwrap();
+    let died =
+        [stage.kill(whole, Settlement::Dead).await, stage.kill(empty, Settlement::Held).await];
+    for (row, place) in died.iter().zip([Place::Dead, Place::Held]) {
+        let letter = letters.get(row.message.id()).await.unwrap().unwrap();
+        assert_eq!(letter.message.as_ref(), Some(&row.message));
+        assert_eq!((letter.cursor.place, letter.position), (place, row.position));
+        assert_eq!(letter.attempts, 3);
+        assert_eq!(letter.failure, "failed: the broker said no");
+    }
+}
+
+/// Held messages are listed before dead ones, each oldest first; others are not listed.
+pub async fn held_and_dead_messages_are_listed<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    stage.add(message("orders", "pending")).await;
+    let dead = kill_all(&stage, ["a", "b"], Settlement::Dead).await;
+    let held = kill_all(&stage, ["c", "d"], Settlement::Held).await;
+    let list = async |query: DeadLetterQuery| ids(&letters.list(&query).await.unwrap());
+    assert_eq!(list(DeadLetterQuery::new()).await, [held.clone(), dead.clone()].concat());
+    assert_eq!(list(DeadLetterQuery::new().place(Place::Held)).await, held);
+    assert_eq!(list(DeadLetterQuery::new().place(Place::Dead)).await, dead);
+}
+
+/// A listing can be narrowed to a topic and to messages that died some time ago.
+pub async fn a_listing_can_be_narrowed<F: DeadLettersFixture>() {
+    let time = Duration::from_millis(600);
+    let (stage, letters) = set::<F>().await;
+    let old = kill_all(&stage, ["a", "b"], Settlement::Dead).await;
+    stage.fixture.pass(time).await;
+    let young = stage.kill(message("other", "c"), Settlement::Held).await.message.id();
+    let list = async |query: DeadLetterQuery| ids(&letters.list(&query).await.unwrap());
+    assert_eq!(list(DeadLetterQuery::new().topic("other")).await, [young]);
+    assert_eq!(list(DeadLetterQuery::new().older_than(time / 2)).await, old);
+    assert!(list(DeadLetterQuery::new().topic("none")).await.is_empty());
+}
+
+/// A listing goes on behind the cursor of its last message, page by page.
+pub async fn a_listing_goes_on_behind_a_cursor<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let dead = kill_all(&stage, ["a", "b", "c"], Settlement::Dead).await;
+    let held = kill_all(&stage, ["d", "e"], Settlement::Held).await;
+    let (mut listed, mut query) = (Vec::new(), DeadLetterQuery::new().limit(2));
+    loop {
+        let page = letters.list(&query).await.unwrap();
+        assert!(page.len() <= 2);
+        let Some(last) = page.last() else { break };
+        query = query.after(last.cursor);
+        listed.extend(ids(&page));
+        assert!(listed.len() <= 5, "a message is listed twice");
+    }
+    assert_eq!(listed, [held, dead].concat());
+}
+
+/// A message that is neither held nor dead is not found, and no verb touches it.
+pub async fn verbs_ignore_other_messages<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let waiting = stage.kill(message("orders", "a"), Settlement::Retry(Duration::from_secs(500)));
+    let ids = [waiting.await.message.id(), MessageId::generate()];
+    assert!(letters.get(ids[0]).await.unwrap().is_none());
+    assert!(letters.get(ids[1]).await.unwrap().is_none());
+    assert_eq!(letters.retry(&ids).await.unwrap(), 0);
+    assert_eq!(letters.skip(&ids).await.unwrap(), 0);
+    assert_eq!(letters.discard(&ids).await.unwrap(), 0);
+    assert_eq!(letters.retry(&[]).await.unwrap(), 0);
+    let state = stage.delivery(ids[0]).await.state;
+    assert_eq!(state.attempts, 3);
+    assert!(state.wait > Duration::ZERO);
+}
+
+/// A held message that is retried keeps its place and starts again without attempts.
+pub async fn a_held_message_that_is_retried_keeps_its_place<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let held = stage.kill(message("orders", "a"), Settlement::Held).await;
+    let later = stage.add(message("orders", "a")).await;
+    let id = held.message.id();
+    assert_eq!(letters.retry(&[id]).await.unwrap(), 1);
+    assert_eq!(letters.retry(&[id]).await.unwrap(), 0);
+    assert_eq!(stage.messages().await, [id, later]);
+    let now = stage.delivery(id).await;
+    assert_eq!((now.position, now.state.attempts), (held.position, 0));
+    assert_eq!((now.state.held, now.state.retried, now.state.wait), (false, false, Duration::ZERO));
+    assert!(letters.get(id).await.unwrap().is_none());
+}
+
+/// What was decided on a reading from before an operator's verb changes nothing any more.
+pub async fn a_decision_from_before_a_verb_is_refused<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let held = stage.kill(message("orders", "a"), Settlement::Held).await;
+    letters.retry(&[held.message.id()]).await.unwrap();
+    let now = stage.delivery(held.message.id()).await;
+    assert!(now.state.revision > held.state.revision, "{:?}", now.state);
+    let lease = stage.lease_for(&now).await;
+    let old = failed(&held, lease, 1, Settlement::Held); // Read with no attempts, as now.
+    assert_eq!(stage.fail(&[old]).await.refused, [held.position]);
+    let new = failed(&now, lease, 1, Settlement::Held);
+    assert_eq!(stage.fail(&[new]).await.refused, []);
+}
+
+/// A dead message that is retried goes last, marked, with the same id and no attempts.
+pub async fn a_dead_message_that_is_retried_goes_last<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let dead = stage.kill(message("orders", "a"), Settlement::Dead).await;
+    let newer = stage.add(message("orders", "a")).await;
+    let id = dead.message.id();
+    assert_eq!(letters.retry(&[id]).await.unwrap(), 1);
+    assert_eq!(letters.retry(&[id]).await.unwrap(), 0);
+    assert_eq!(stage.messages().await, [newer, id]);
+    let now = stage.delivery(id).await;
+    assert_eq!((&now.message, now.lane), (&dead.message, dead.lane));
+    assert_eq!((now.state.attempts, now.state.retried), (0, true));
+    assert!(letters.get(id).await.unwrap().is_none());
+}
+
+/// A retried dead message can die again.
+pub async fn a_retried_message_can_die_again<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let id = stage.kill(message("orders", "a"), Settlement::Dead).await.message.id();
+    letters.retry(&[id]).await.unwrap();
+    let row = stage.delivery(id).await;
+    let lease = stage.lease_for(&row).await;
+    assert_eq!(stage.fail(&[failed(&row, lease, 1, Settlement::Dead)]).await.refused, []);
+    let letter = letters.get(id).await.unwrap().unwrap();
+    assert_eq!((letter.position, letter.attempts), (row.position, 1));
+}
+
+/// A held message that is skipped moves to the dead letters; a dead one stays there.
+pub async fn a_held_message_that_is_skipped_is_dead<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let held = stage.kill(message("orders", "a"), Settlement::Held).await;
+    let later = stage.add(message("orders", "a")).await;
+    let id = held.message.id();
+    assert_eq!(letters.skip(&[id]).await.unwrap(), 1);
+    assert_eq!(letters.skip(&[id]).await.unwrap(), 0);
+    assert_eq!(stage.messages().await, [later]);
+    let letter = letters.get(id).await.unwrap().unwrap();
+    assert_eq!(letter.message.as_ref(), Some(&held.message));
+    assert_eq!((letter.cursor.place, letter.position), (Place::Dead, held.position));
+    assert_eq!((letter.attempts, letter.failure.as_str()), (3, "failed: the broker said no"));
+}
+
+/// Discarding deletes held and dead messages for good, and nothing else.
+pub async fn discarded_messages_are_gone<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let pending = stage.add(message("orders", "pending")).await;
+    let held = kill_all(&stage, ["a", "b"], Settlement::Held).await;
+    let dead = kill_all(&stage, ["c", "d"], Settlement::Dead).await;
+    let named = [held[0], dead[0], pending];
+    assert_eq!(letters.discard(&named).await.unwrap(), 2);
+    assert_eq!(letters.discard(&named).await.unwrap(), 0);
+    let left = ids(&letters.list(&DeadLetterQuery::new()).await.unwrap());
+    assert_eq!(left, [held[1], dead[1]]);
+    assert_eq!(stage.messages().await, [pending, held[1]]);
+}
+
+/// An unreadable row can be held, listed, skipped and discarded; it has no message to show.
+///
+/// Passes at once if the store cannot hold such a row.
+pub async fn an_unreadable_row_can_be_operated_on<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let held = stage.kill(message("orders", "a"), Settlement::Held).await;
+    let id = held.message.id();
+    if !stage.fixture.garble(id).await {
+        return;
+    }
+    for place in [Place::Held, Place::Dead] {
+        let letter = letters.get(id).await.unwrap().unwrap();
+        assert_eq!((letter.message, letter.cursor.place), (None, place));
+        letters.skip(&[id]).await.unwrap();
+    }
+    assert_eq!(letters.discard(&[id]).await.unwrap(), 1);
+}
+
+async fn set<F: DeadLettersFixture>() -> (Stage<F>, Arc<dyn DeadLetters>) {
+    let stage = Stage::<F>::set().await;
+    let letters = stage.fixture.dead_letters();
+    (stage, letters)
+}
+
+async fn kill_all<F: DeadLettersFixture, const N: usize>(
+    stage: &Stage<F>,
+    keys: [&str; N],
+    how: Settlement,
+) -> Vec<MessageId> {
+    let mut ids = Vec::new();
+    for key in keys {
+        let row: Delivery = stage.kill(message("orders", key), how.clone()).await;
+        ids.push(row.message.id());
+    }
+    ids
+}
+
+fn ids(letters: &[DeadLetter]) -> Vec<MessageId> {
+    letters.iter().map(|letter| letter.id).collect()
+}

@@ -1,0 +1,90 @@
+//! What a store deletes by age, and what it counts.
+
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::time::Duration;
+
+use outbox_core::delivery::Settlement;
+use outbox_core::store::Purge;
+
+use super::stage::{message, spread};
+use super::{Stage, StoreFixture};
+
+const MOMENT: Duration = Duration::from_millis(50);
+
+/// Purging deletes archived copies, at most as many as asked, and tells how many.
+pub async fn purging_deletes_at_most_the_limit<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    archive(&stage, 5).await;
+    stage.fixture.pass(MOMENT).await;
+    let purge = async || stage.store.purge(Purge::new(Duration::ZERO, 2)).await.unwrap();
+    assert_eq!([purge().await, purge().await, purge().await, purge().await], [2, 2, 1, 0]);
+}
+
+/// Purging leaves copies that are younger than asked.
+pub async fn purging_leaves_younger_copies<F: StoreFixture>() {
+    let age = Duration::from_millis(600);
+    let stage = Stage::<F>::set().await;
+    archive(&stage, 2).await;
+    stage.fixture.pass(age).await;
+    archive(&stage, 3).await;
+    assert_eq!(stage.store.purge(Purge::new(age / 2, 100)).await.unwrap(), 2);
+    assert_eq!(purge_everything(&stage).await, 3);
+}
+
+/// Purging never touches a row that was not delivered, nor a dead letter.
+pub async fn purging_never_touches_what_was_not_delivered<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add(message("orders", "pending")).await;
+    stage.kill(message("orders", "held"), Settlement::Held).await;
+    stage.kill(message("orders", "dead"), Settlement::Dead).await;
+    assert_eq!(purge_everything(&stage).await, 0);
+    let backlog = stage.store.backlog().await.unwrap();
+    assert_eq!((backlog.pending, backlog.held, backlog.dead), (2, 1, 1));
+}
+
+/// The backlog of an empty store is empty, and exact.
+pub async fn the_backlog_of_an_empty_store_is_empty<F: StoreFixture>() {
+    let backlog = Stage::<F>::set().await.store.backlog().await.unwrap();
+    assert_eq!((backlog.pending, backlog.held, backlog.dead), (0, 0, 0));
+    assert!(backlog.pending_is_exact);
+    assert_eq!(backlog.oldest_age, None);
+}
+
+/// The backlog counts committed rows, held ones included, and dead letters apart.
+pub async fn the_backlog_counts_what_waits<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(4)).await;
+    stage.kill(message("orders", "held"), Settlement::Held).await;
+    stage.kill(message("orders", "dead"), Settlement::Dead).await;
+    let backlog = stage.store.backlog().await.unwrap();
+    assert_eq!((backlog.pending, backlog.held, backlog.dead), (5, 1, 1));
+    assert!(backlog.pending_is_exact);
+}
+
+/// The oldest age leaves out held rows and those that wait behind them; it counts again what
+/// flows.
+pub async fn the_oldest_age_leaves_held_keys_out<F: StoreFixture>() {
+    let time = Duration::from_millis(600);
+    let stage = Stage::<F>::set().await;
+    stage.kill(message("orders", "held"), Settlement::Held).await;
+    stage.add(message("orders", "held")).await;
+    assert_eq!(stage.store.backlog().await.unwrap().oldest_age, None);
+    stage.fixture.pass(time).await;
+    stage.add(message("other-topic", "held")).await;
+    let age = stage.store.backlog().await.unwrap().oldest_age.unwrap();
+    assert!(age < time, "{age:?}");
+}
+
+/// Deletes everything from the archive and tells how much that was.
+pub(super) async fn purge_everything<F: StoreFixture>(stage: &Stage<F>) -> u64 {
+    stage.fixture.pass(MOMENT).await;
+    stage.store.purge(Purge::new(Duration::ZERO, 1_000)).await.unwrap()
+}
+
+async fn archive<F: StoreFixture>(stage: &Stage<F>, count: usize) {
+    for id in stage.add_all(spread(count)).await {
+        let row = stage.delivery(id).await;
+        stage.deliver(&[&row], true).await;
+    }
+}

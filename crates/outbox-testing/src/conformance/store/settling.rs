@@ -1,0 +1,269 @@
+//! Acknowledged rows go by identity, without a fence; failed ones change only under their lease.
+
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::time::Duration;
+
+use outbox_core::delivery::{Receipt, RowId, RowState, Settlement};
+use outbox_core::store::{Delivered, KeepLeases, Settle};
+use outbox_core::{Delivery, Lane, Lease, MessageId, WorkerId};
+
+use super::stage::{LONG, failed, id_of, message, spread};
+use super::{Stage, StoreFixture};
+
+const WAIT: Duration = Duration::from_secs(500);
+
+/// A delivered row goes away, and no other one. No lease is needed.
+pub async fn a_delivered_row_goes_away<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(4)).await;
+    let (second, third) = (stage.delivery(ids[1]).await, stage.delivery(ids[2]).await);
+    stage.deliver(&[&second, &third], false).await;
+    assert_eq!(stage.messages().await, [ids[0], ids[3]]);
+}
+
+/// Settling a delivered row again is no error and changes nothing.
+pub async fn settling_a_delivered_row_again_is_harmless<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(2)).await;
+    let first = stage.delivery(ids[0]).await;
+    stage.deliver(&[&first], true).await;
+    stage.deliver(&[&first], true).await;
+    stage.deliver(&[&first], false).await;
+    assert_eq!(stage.messages().await, [ids[1]]);
+    assert_eq!(archived(&stage).await, 1);
+}
+
+/// A position that was handed out again after a fail-over belongs to another message: the
+/// acknowledgement of the former one does not delete it.
+pub async fn a_reused_position_is_not_deleted<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let id = stage.add(message("orders", "a")).await;
+    let position = stage.delivery(id).await.position;
+    let former = RowId::new(position, MessageId::generate());
+    let delivered = [Delivered::new(former, Receipt::default())];
+    stage.store.settle(Settle::new(&delivered, &[])).await.unwrap();
+    assert_eq!(stage.messages().await, [id]);
+}
+
+/// A failed attempt of a message that is not in the row any more changes nothing.
+pub async fn a_failure_of_another_message_is_refused<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let (row, lease) = leased(&stage).await;
+    for how in [Settlement::Retry(WAIT), Settlement::Held, Settlement::Dead] {
+        let mut failed = failed(&row, lease, 1, how);
+        failed.id.message = MessageId::generate();
+        assert_eq!(stage.fail(&[failed]).await.refused, [row.position]);
+    }
+    assert_unchanged(&stage, &row).await;
+}
+
+/// A delivered row is kept in the archive if that is asked for.
+pub async fn a_delivered_row_is_archived_when_asked<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(2)).await;
+    let (kept, deleted) = (stage.delivery(ids[0]).await, stage.delivery(ids[1]).await);
+    stage.deliver(&[&kept], true).await;
+    stage.deliver(&[&deleted], false).await;
+    assert!(stage.messages().await.is_empty());
+    assert_eq!(archived(&stage).await, 1);
+}
+
+/// A retry records the attempts and the wait; the row keeps its place.
+pub async fn a_retry_records_attempts_and_wait<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let (row, lease) = leased(&stage).await;
+    let settled = stage.fail(&[failed(&row, lease, 1, Settlement::Retry(WAIT))]).await;
+    assert_eq!(settled.refused, []);
+    let now = stage.delivery(row.message.id()).await;
+    assert_eq!((now.position, now.state.attempts, now.state.held), (row.position, 1, false));
+    assert!(now.state.wait <= WAIT && now.state.wait > WAIT / 2, "{:?}", now.state);
+}
+
+/// A held row stays in its place, marked.
+pub async fn a_held_row_stays_in_its_place<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let (row, lease) = leased(&stage).await;
+    let settled = stage.fail(&[failed(&row, lease, 1, Settlement::Held)]).await;
+    assert_eq!(settled.refused, []);
+    let now = stage.delivery(row.message.id()).await;
+    assert_eq!((now.position, now.state.attempts, now.state.held), (row.position, 1, true));
+    let backlog = stage.store.backlog().await.unwrap();
+    assert_eq!((backlog.pending, backlog.held, backlog.dead), (1, 1, 0));
+}
+
+/// A dead row leaves the outbox and enters the dead letters.
+pub async fn a_dead_row_moves_to_the_dead_letters<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let (row, lease) = leased(&stage).await;
+    let settled = stage.fail(&[failed(&row, lease, 1, Settlement::Dead)]).await;
+    assert_eq!(settled.refused, []);
+    assert!(stage.find(row.message.id()).await.is_none());
+    let backlog = stage.store.backlog().await.unwrap();
+    assert_eq!((backlog.pending, backlog.held, backlog.dead), (0, 0, 1));
+}
+
+/// After a take-over the former owner's failures change nothing; its acknowledgements still count.
+pub async fn a_stale_epoch_changes_nothing<F: StoreFixture>() {
+    let short = Duration::from_millis(200);
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(2)).await;
+    let (row, acknowledged) = (stage.delivery(ids[0]).await, stage.delivery(ids[1]).await);
+    let stale = lease_of(&row, &stage.take(WorkerId::generate(), short).await);
+    stage.fixture.pass(short * 2).await;
+    let current = lease_of(&row, &stage.take(WorkerId::generate(), LONG).await);
+    for how in [Settlement::Retry(WAIT), Settlement::Held, Settlement::Dead] {
+        let settled = stage.fail(&[failed(&row, stale, 1, how.clone())]).await;
+        assert_eq!(settled.refused, [row.position], "{how:?} under a stale epoch");
+    }
+    assert_unchanged(&stage, &row).await;
+    stage.deliver(&[&acknowledged], false).await;
+    assert!(stage.find(acknowledged.message.id()).await.is_none());
+    assert_eq!(stage.fail(&[failed(&row, current, 1, Settlement::Held)]).await.refused, []);
+}
+
+/// A lease that was given back is no lease any more.
+pub async fn a_released_lease_is_refused<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let row = added(&stage).await;
+    let worker = WorkerId::generate();
+    let leases = stage.take(worker, LONG).await;
+    stage.release(worker, &leases).await;
+    let failed = failed(&row, lease_of(&row, &leases), 1, Settlement::Retry(WAIT));
+    assert_eq!(stage.fail(&[failed]).await.refused, [row.position]);
+    assert_unchanged(&stage, &row).await;
+}
+
+/// A lease that has expired is still good for a failure while nobody has taken the lane over.
+pub async fn an_expired_lease_that_nobody_took_still_counts<F: StoreFixture>() {
+    let short = Duration::from_millis(200);
+    let stage = Stage::<F>::set().await;
+    let row = added(&stage).await;
+    let lease = lease_of(&row, &stage.take(WorkerId::generate(), short).await);
+    stage.fixture.pass(short * 2).await;
+    assert_eq!(stage.fail(&[failed(&row, lease, 1, Settlement::Retry(WAIT))]).await.refused, []);
+}
+
+/// The lease of another lane does not allow to change a row. Passes at once with one lane.
+pub async fn the_lease_of_another_lane_is_refused<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let row = added(&stage).await;
+    let leases = stage.take(WorkerId::generate(), LONG).await;
+    let Some(other) = leases.iter().find(|lease| lease.lane != row.lane) else { return };
+    let failed = failed(&row, *other, 1, Settlement::Retry(WAIT));
+    assert_eq!(stage.fail(&[failed]).await.refused, [row.position]);
+    assert_unchanged(&stage, &row).await;
+}
+
+/// A row that changed since it was read is refused; so is the second of two equal writes, which
+/// makes repeating harmless.
+pub async fn a_row_that_changed_since_it_was_read_is_refused<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let (row, lease) = leased(&stage).await;
+    let write = [failed(&row, lease, 1, Settlement::Retry(WAIT))];
+    assert_eq!(stage.fail(&write).await.refused, []);
+    assert_eq!(stage.fail(&write).await.refused, [row.position]);
+    let dead = failed(&row, lease, 1, Settlement::Dead);
+    assert_eq!(stage.fail(&[dead]).await.refused, [row.position]);
+    let mut foreign = failed(&row, lease, 2, Settlement::Held);
+    foreign.read = RowState::new(1, row.state.revision + 1);
+    assert_eq!(stage.fail(&[foreign]).await.refused, [row.position]);
+    let now = stage.delivery(row.message.id()).await;
+    assert_eq!((now.state.attempts, now.state.held), (1, false));
+}
+
+/// A failed row that is gone is refused and no error.
+pub async fn a_failed_row_that_is_gone_is_refused<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let (row, lease) = leased(&stage).await;
+    stage.deliver(&[&row], false).await;
+    for how in [Settlement::Retry(WAIT), Settlement::Held, Settlement::Dead] {
+        let settled = stage.fail(&[failed(&row, lease, 1, how)]).await;
+        assert_eq!(settled.refused, [row.position]);
+    }
+    assert_eq!(stage.store.backlog().await.unwrap().dead, 0);
+}
+
+/// One settle holds rows of every kind; a refused one does not keep the others from settling.
+pub async fn one_settle_holds_rows_of_every_kind<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(5)).await;
+    let mut rows = Vec::new();
+    for id in &ids {
+        rows.push(stage.delivery(*id).await);
+    }
+    let leases = stage.take(WorkerId::generate(), LONG).await;
+    let fail = |index: usize, how| failed(&rows[index], lease_of(&rows[index], &leases), 1, how);
+    let mut refused = fail(4, Settlement::Dead);
+    refused.lease.epoch -= 1;
+    let failed = [
+        refused,
+        fail(1, Settlement::Retry(WAIT)),
+        fail(2, Settlement::Held),
+        fail(3, Settlement::Dead),
+    ];
+    let delivered = [Delivered::new(id_of(&rows[0]), Receipt::default())];
+    let settled = stage.store.settle(Settle::new(&delivered, &failed)).await.unwrap();
+    assert_eq!(settled.refused, [rows[4].position]);
+    assert_eq!(stage.messages().await, [ids[1], ids[2], ids[4]]);
+    let backlog = stage.store.backlog().await.unwrap();
+    assert_eq!((backlog.held, backlog.dead), (1, 1));
+}
+
+/// Settling nothing is no error.
+pub async fn settling_nothing_is_harmless<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    assert_eq!(stage.fail(&[]).await.refused, []);
+}
+
+/// A call that is dropped half way, at any await point, is in nobody's way afterwards: neither a
+/// lock nor a connection stays behind.
+pub async fn a_dropped_call_is_in_nobodys_way<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(20)).await;
+    let worker = WorkerId::generate();
+    let leases = stage.take(worker, LONG).await;
+    let store = &stage.store;
+    for (index, id) in ids.iter().enumerate() {
+        let within = Duration::from_micros(150 * index as u64);
+        let row = stage.delivery(*id).await;
+        let delivered = [Delivered::new(id_of(&row), Receipt::default())];
+        let failed = [failed(&row, lease_of(&row, &leases), 1, Settlement::Retry(WAIT))];
+        let renew = KeepLeases::new(worker, LONG).renew(&leases);
+        _ = tokio::time::timeout(within, store.keep_leases(renew)).await;
+        _ = tokio::time::timeout(within, store.settle(Settle::new(&[], &failed))).await;
+        _ = tokio::time::timeout(within, store.settle(Settle::new(&delivered, &[]))).await;
+        _ = tokio::time::timeout(within, store.backlog()).await;
+        stage.add(message("orders", "after")).await;
+        stage.deliver(&[&row], false).await;
+    }
+    assert_eq!(stage.messages().await.len(), ids.len());
+    assert_eq!(stage.take(worker, LONG).await, leases);
+}
+
+async fn added<F: StoreFixture>(stage: &Stage<F>) -> Delivery {
+    let id = stage.add(message("orders", "a")).await;
+    stage.delivery(id).await
+}
+
+/// A row and the lease under which a worker has its lane.
+async fn leased<F: StoreFixture>(stage: &Stage<F>) -> (Delivery, Lease) {
+    let row = added(stage).await;
+    let lease = stage.lease_for(&row).await;
+    (row, lease)
+}
+
+fn lease_of(row: &Delivery, leases: &[Lease]) -> Lease {
+    let of = |lane: Lane| leases.iter().find(|lease| lease.lane == lane);
+    *of(row.lane).unwrap()
+}
+
+async fn assert_unchanged<F: StoreFixture>(stage: &Stage<F>, row: &Delivery) {
+    let now = stage.delivery(row.message.id()).await;
+    assert_eq!((now.position, now.state), (row.position, row.state));
+}
+
+/// How many copies are in the archive; they are purged.
+async fn archived<F: StoreFixture>(stage: &Stage<F>) -> u64 {
+    super::purging::purge_everything(stage).await
+}

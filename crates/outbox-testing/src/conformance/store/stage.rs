@@ -1,0 +1,191 @@
+//! What the cases share: an application, a worker, and short ways to ask a store.
+
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use outbox_core::delivery::{Failure, Receipt, RowId, Settlement};
+use outbox_core::store::{
+    Claim, ClaimReply, Claimed, Delivered, Failed, KeepLeases, Page, Release, Settle, Settled,
+    Standing, TakeOver,
+};
+use outbox_core::{Delivery, Lane, Lease, Message, MessageId, Outbox, Position, Store, WorkerId};
+
+use super::StoreFixture;
+
+/// Long enough that no lease of this length expires during a case.
+pub(super) const LONG: Duration = Duration::from_secs(600);
+
+/// More than everything that a case adds.
+pub(super) const MANY: usize = 1_000;
+const PLENTY: usize = 16 * 1024 * 1024;
+
+pub(super) struct Stage<F: StoreFixture> {
+    pub(super) fixture: F,
+    pub(super) store: Arc<dyn Store>,
+    outbox: Outbox<F::Writer>,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) in_commit_order: bool,
+}
+
+impl<F: StoreFixture> Stage<F> {
+    pub(super) async fn set() -> Self {
+        let fixture = F::set_up().await;
+        let store = fixture.store();
+        let profile = store.open().await.unwrap();
+        Self {
+            outbox: Outbox::new(fixture.writer()),
+            lanes: (0..profile.lanes.get()).map(Lane).collect(),
+            in_commit_order: profile.in_commit_order,
+            fixture,
+            store,
+        }
+    }
+
+    // The application ------------------------------------------------------------------------
+
+    /// Adds a message in a transaction of its own and returns its id.
+    pub(super) async fn add(&self, message: Message) -> MessageId {
+        self.add_all([message]).await[0]
+    }
+
+    /// Adds messages by one statement in a transaction of their own.
+    pub(super) async fn add_all<M>(&self, messages: M) -> Vec<MessageId>
+    where
+        M: IntoIterator<Item = Message> + Send,
+    {
+        let mut transaction = self.fixture.begin().await;
+        let ids = self.outbox.add_all(&mut transaction, messages).await.unwrap();
+        self.fixture.commit(transaction).await;
+        ids
+    }
+
+    pub(super) async fn add_in(&self, transaction: &mut F::Transaction, message: Message) {
+        self.outbox.add(transaction, message).await.unwrap();
+    }
+
+    pub(super) fn outbox(&self) -> &Outbox<F::Writer> {
+        &self.outbox
+    }
+
+    // Reading --------------------------------------------------------------------------------
+
+    pub(super) async fn claim(&self, request: Claim<'_>) -> ClaimReply {
+        self.store.claim(request).await.unwrap()
+    }
+
+    /// Every committed row.
+    pub(super) async fn all(&self) -> ClaimReply {
+        self.page(Position::START, MANY).await
+    }
+
+    /// A page of all lanes.
+    pub(super) async fn page(&self, after: Position, rows: usize) -> ClaimReply {
+        self.claim(everything().page(Page::new(&self.lanes, after, rows))).await
+    }
+
+    /// Every committed message by position.
+    pub(super) async fn messages(&self) -> Vec<MessageId> {
+        let rows = self.all().await.rows.into_iter();
+        rows.map(|row| delivery(row).message.id()).collect()
+    }
+
+    pub(super) async fn find(&self, id: MessageId) -> Option<Delivery> {
+        let rows = self.all().await.rows.into_iter().map(delivery);
+        rows.into_iter().find(|row| row.message.id() == id)
+    }
+
+    pub(super) async fn delivery(&self, id: MessageId) -> Delivery {
+        match self.find(id).await {
+            Some(delivery) => delivery,
+            None => panic!("message {id} is not in the outbox"),
+        }
+    }
+
+    // Leasing --------------------------------------------------------------------------------
+
+    pub(super) async fn keep(&self, request: KeepLeases<'_>) -> Standing {
+        self.store.keep_leases(request).await.unwrap()
+    }
+
+    /// How all lanes and workers stand, as `worker` sees it.
+    pub(super) async fn standing(&self, worker: WorkerId) -> Standing {
+        self.keep(KeepLeases::new(worker, LONG)).await
+    }
+
+    /// Tries to take all lanes as they stand, and returns the leases of those that `worker` has.
+    pub(super) async fn take(&self, worker: WorkerId, ttl: Duration) -> Vec<Lease> {
+        let observed = self.standing(worker).await;
+        let wanted: Vec<TakeOver> = observed.lanes.iter().map(TakeOver::of).collect();
+        let standing = self.keep(KeepLeases::new(worker, ttl).take(&wanted)).await;
+        let own = standing.lanes.iter().filter(|record| record.owner == Some(worker));
+        own.map(|record| Lease::new(record.lane, record.epoch)).collect()
+    }
+
+    /// The lease under which a new worker holds the lane of this row.
+    pub(super) async fn lease_for(&self, delivery: &Delivery) -> Lease {
+        let worker = WorkerId::generate();
+        let leases = self.take(worker, LONG).await;
+        *leases.iter().find(|lease| lease.lane == delivery.lane).unwrap()
+    }
+
+    pub(super) async fn release(&self, worker: WorkerId, leases: &[Lease]) {
+        self.store.release(Release::new(worker, leases)).await.unwrap();
+    }
+
+    // Settling -------------------------------------------------------------------------------
+
+    pub(super) async fn deliver(&self, rows: &[&Delivery], archive: bool) {
+        let receipt = Receipt::new(Some(0), Some(7));
+        let rows: Vec<_> = rows.iter().map(|row| Delivered::new(id_of(row), receipt)).collect();
+        self.store.settle(Settle::new(&rows, &[]).archive(archive)).await.unwrap();
+    }
+
+    pub(super) async fn fail(&self, failed: &[Failed]) -> Settled {
+        self.store.settle(Settle::new(&[], failed)).await.unwrap()
+    }
+
+    /// Adds a message and lets it die by this settlement after three attempts.
+    pub(super) async fn kill(&self, message: Message, settlement: Settlement) -> Delivery {
+        let id = self.add(message).await;
+        let row = self.delivery(id).await;
+        let worker = WorkerId::generate();
+        let leases = self.take(worker, LONG).await;
+        let lease = leases.iter().find(|lease| lease.lane == row.lane).unwrap();
+        let settled = self.fail(&[failed(&row, *lease, 3, settlement)]).await;
+        assert_eq!(settled.refused, []);
+        self.release(worker, &leases).await;
+        row
+    }
+}
+
+/// A claim that reads nothing yet, with room for everything that a case adds.
+pub(super) fn everything<'a>() -> Claim<'a> {
+    Claim::new(PLENTY)
+}
+
+pub(super) fn message(topic: &str, key: &str) -> Message {
+    Message::builder(topic).key(key).payload("payload").build().unwrap()
+}
+
+/// Messages with different keys, enough to fall into several lanes of a store that has them.
+pub(super) fn spread(count: usize) -> Vec<Message> {
+    (0..count).map(|number| message("orders", &number.to_string())).collect()
+}
+
+pub(super) fn id_of(delivery: &Delivery) -> RowId {
+    RowId::new(delivery.position, delivery.message.id())
+}
+
+pub(super) fn failed(row: &Delivery, lease: Lease, attempts: u32, how: Settlement) -> Failed {
+    let failure = Failure::new("failed", "the broker said no");
+    Failed::new(id_of(row), lease, row.state, attempts, how, failure)
+}
+
+pub(super) fn delivery(row: Claimed) -> Delivery {
+    match row {
+        Claimed::Delivery(delivery) => delivery,
+        other => panic!("not a delivery: {other:?}"),
+    }
+}

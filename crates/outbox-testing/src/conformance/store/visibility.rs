@@ -1,0 +1,181 @@
+//! Rows appear if and only if their transaction committed, and as they were written.
+
+#![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
+
+use std::collections::BTreeSet;
+
+use outbox_core::delivery::Span;
+use outbox_core::store::Page;
+use outbox_core::{AddErrorKind, Message, Position};
+
+use super::stage::{MANY, delivery, everything, message, spread};
+use super::{Stage, StoreFixture};
+
+const ANYWHERE: [Span; 1] = [Span::new(Position::START, Position(u64::MAX))];
+
+/// A message appears when its transaction commits, and not before.
+pub async fn a_message_appears_when_its_transaction_commits<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let mut transaction = stage.fixture.begin().await;
+    stage.add_in(&mut transaction, message("orders", "a")).await;
+    let request = everything().page(Page::new(&stage.lanes, Position::START, MANY));
+    let reply = stage.claim(request.sweep(&ANYWHERE)).await;
+    assert!(reply.rows.is_empty(), "a page shows an open transaction: {:?}", reply.rows);
+    assert!(reply.swept.is_empty(), "a sweep shows an open transaction: {:?}", reply.swept);
+    stage.fixture.commit(transaction).await;
+    let reply = stage.claim(request.sweep(&ANYWHERE)).await;
+    assert_eq!((reply.rows.len(), reply.swept.len()), (1, 1));
+}
+
+/// A message of a transaction that was rolled back never appears, and adding did not commit.
+pub async fn a_message_of_a_rolled_back_transaction_never_appears<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let mut transaction = stage.fixture.begin().await;
+    stage.add_in(&mut transaction, message("orders", "a")).await;
+    stage.add_in(&mut transaction, message("orders", "b")).await;
+    stage.fixture.roll_back(transaction).await;
+    let kept = stage.add(message("orders", "c")).await;
+    assert_eq!(stage.messages().await, [kept]);
+}
+
+/// Messages of one transaction stand in the order in which they were added.
+pub async fn messages_stand_in_the_order_in_which_they_were_added<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let first = stage.add_all(spread(20)).await;
+    let mut transaction = stage.fixture.begin().await;
+    let mut second = Vec::new();
+    for message in spread(5) {
+        second.push(message.id());
+        stage.add_in(&mut transaction, message).await;
+    }
+    stage.fixture.commit(transaction).await;
+    let third = stage.add_all(spread(20)).await;
+    assert_eq!(stage.messages().await, [first, second, third].concat());
+}
+
+/// Adding on a connection without an open transaction is refused, and nothing is inserted.
+pub async fn adding_without_an_open_transaction_is_refused<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let mut connection = stage.fixture.connect().await;
+    let error = stage.outbox().add(&mut connection, message("orders", "a")).await.unwrap_err();
+    assert_eq!(error.kind(), AddErrorKind::NoTransaction);
+    drop(connection);
+    assert!(stage.messages().await.is_empty());
+}
+
+/// Every byte of a message is read as it was written; null and empty stay different.
+pub async fn a_message_is_read_as_it_was_written<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let bytes: Vec<u8> = (0..=255).collect();
+    let all = Message::builder("a.B_c-9")
+        .key(bytes.clone())
+        .payload(bytes.clone())
+        .header("repeated", "1")
+        .null_header("null")
+        .header("repeated", bytes)
+        .header("empty", "")
+        .partition(7);
+    let messages = [
+        all.build().unwrap(),
+        Message::builder("t").key("").payload("").build().unwrap(),
+        Message::builder("t").no_key().payload("").build().unwrap(),
+        Message::builder("t").key("k").tombstone().build().unwrap(),
+        Message::builder(&"t".repeat(249) as &str).key([0; 1_024]).payload("").build().unwrap(),
+        Message::builder("t").key("big").payload(vec![7; 900_000]).build().unwrap(),
+    ];
+    stage.add_all(messages.clone()).await;
+    let read = stage.all().await.rows.into_iter().map(|row| delivery(row).message);
+    assert_eq!(read.collect::<Vec<_>>(), messages);
+}
+
+/// Messages of one key are in one lane, whatever their topic; the lane never changes.
+pub async fn a_key_is_in_one_lane<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let same_key = ["a", "b", "a"].map(|topic| message(topic, "one-key"));
+    stage.add_all(same_key).await;
+    let rows = stage.all().await.rows.into_iter();
+    let lanes: BTreeSet<_> = rows.map(|row| delivery(row).lane).collect();
+    assert_eq!(lanes.len(), 1);
+    assert!(lanes.iter().all(|lane| stage.lanes.contains(lane)));
+}
+
+/// A row that commits late, below rows that were read already, is seen by a sweep.
+///
+/// Passes at once for a store whose rows become visible in order.
+pub async fn a_late_commit_is_seen_by_the_sweep<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    if stage.in_commit_order {
+        return;
+    }
+    let mut late = stage.fixture.begin().await;
+    stage.add_in(&mut late, message("orders", "late")).await;
+    stage.add(message("orders", "early")).await;
+    let covered = stage.all().await.covered;
+    stage.fixture.commit(late).await;
+
+    let below = [Span::new(Position::START, covered.previous())];
+    let page = Page::new(&stage.lanes, covered, MANY);
+    let reply = stage.claim(everything().page(page).sweep(&below)).await;
+    assert!(reply.rows.is_empty(), "nothing stands above the first page: {:?}", reply.rows);
+    let [late] = reply.swept[..] else { panic!("one late row expected: {:?}", reply.swept) };
+    let fetched = stage.claim(everything().fetch(&[late.position])).await;
+    let row = delivery(fetched.rows.into_iter().next().unwrap());
+    assert_eq!((row.lane, row.message.key()), (late.lane, Some(&b"late"[..])));
+}
+
+/// Whatever was committed when a claim's page was read is seen by its sweep, while writers commit.
+pub async fn the_sweep_is_not_older_than_the_page<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let writing = async {
+        for number in 0..60 {
+            stage.add(message("orders", &number.to_string())).await;
+        }
+    };
+    let reading = async {
+        let mut after = Position::START;
+        for _ in 0..60 {
+            let page = Page::new(&stage.lanes, after, MANY);
+            let reply = stage.claim(everything().page(page).sweep(&ANYWHERE)).await;
+            let swept: BTreeSet<_> = reply.swept.iter().map(|row| row.position).collect();
+            for row in &reply.rows {
+                let position = row.position();
+                assert!(swept.contains(&position), "row {position} is in the page only");
+            }
+            after = reply.covered;
+            tokio::task::yield_now().await;
+        }
+    };
+    both(writing, reading).await;
+}
+
+/// A look at open rows shows those of open transactions as well as committed ones, and none that
+/// were rolled back. Passes at once for a store that cannot see them.
+pub async fn an_open_row_is_seen_by_the_open_look<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    if !stage.fixture.sees_open_rows() {
+        return;
+    }
+    let mut open = stage.fixture.begin().await;
+    stage.add_in(&mut open, message("orders", "open")).await;
+    stage.add(message("orders", "committed")).await;
+    let look = everything().open(&ANYWHERE);
+    assert_eq!(stage.claim(look).await.open.len(), 2);
+    stage.fixture.roll_back(open).await;
+    assert_eq!(stage.claim(look).await.open.len(), 1);
+}
+
+/// Runs two futures to their ends, in turns.
+async fn both(first: impl Future<Output = ()>, second: impl Future<Output = ()>) {
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    let (mut first_done, mut second_done) = (false, false);
+    std::future::poll_fn(|context| {
+        first_done = first_done || first.as_mut().poll(context).is_ready();
+        second_done = second_done || second.as_mut().poll(context).is_ready();
+        if first_done && second_done {
+            std::task::Poll::Ready(())
+        } else {
+            std::task::Poll::Pending
+        }
+    })
+    .await;
+}

@@ -1,0 +1,97 @@
+//! A dispatcher on the fakes.
+
+use std::time::Duration;
+
+use outbox_core::broker::PublishErrorKind;
+use outbox_core::store::StoreErrorKind;
+use outbox_core::{Dispatcher, Message, MessageId};
+use outbox_testing::{Fault, FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
+
+fn message(key: usize, number: usize) -> Message {
+    let message = Message::builder("orders").key(key.to_string()).payload(number.to_string());
+    message.build().expect("a valid message")
+}
+
+/// Commits `count` messages over `keys` keys and returns their ids in commit order.
+async fn add(store: &MemoryStore, keys: usize, count: usize) -> Vec<MessageId> {
+    let mut ids = Vec::new();
+    for number in 0..count {
+        let mut tx = store.begin();
+        let message = message(number % keys, number);
+        ids.push(store.outbox().add(&mut tx, message).await.expect("an added message"));
+        tx.commit();
+    }
+    ids
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_committed_is_published_once_and_in_order() {
+    for store in [MemoryStore::new(), MemoryStore::new().in_commit_order()] {
+        let broker = MemoryBroker::new();
+        let ids = add(&store, 20, 1_000).await;
+        let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+        let summary = dispatcher.run_until_empty().await.unwrap();
+        assert_eq!(summary.delivered, 1_000);
+        broker.assert_order_per_key(&ids);
+        broker.assert_no_repetition();
+        store.assert_pending::<&str>([]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn faults_of_broker_and_store_lose_nothing_and_keep_the_order() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let faulty = FaultyStore::new(store.clone());
+    let ids = add(&store, 10, 300).await;
+    broker.set_latency(Duration::from_millis(20));
+    broker.fail_next(5, Fault::Doubt);
+    broker.fail_next(5, PublishErrorKind::Failed);
+    broker.fail_next(2, Fault::NoAnswer);
+    faulty.fail_next(StoreMethod::Claim, 2, StoreErrorKind::Unavailable);
+    faulty.fail_next(StoreMethod::Settle, 2, StoreFault::Doubt(StoreErrorKind::Unavailable));
+    faulty.fail_next(StoreMethod::Settle, 1, StoreFault::HangAfter);
+    faulty.fail_next(StoreMethod::KeepLeases, 1, StoreErrorKind::Conflict);
+    let dispatcher = Dispatcher::builder(faulty, broker.clone()).build().unwrap();
+    dispatcher.run_until_empty().await.unwrap();
+    broker.assert_order_per_key(&ids);
+    store.assert_pending::<&str>([]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_ends_and_everything_arrives() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let outage = broker.outage();
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let running = tokio::spawn(dispatcher.run(async { _ = stopped.await }));
+    let ids = add(&store, 5, 50).await;
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    broker.assert_published::<&str>([]);
+    drop(outage);
+    broker.wait_for(50).await;
+    broker.assert_order_per_key(&ids);
+    _ = stop.send(());
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_commit_of_a_key_is_published_before_newer_ones() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    let mut ids = Vec::new();
+    for round in 0..50 {
+        let mut late = store.begin();
+        ids.push(store.outbox().add(&mut late, message(1, round)).await.unwrap());
+        ids.extend(add(&store, 1, 3).await); // Another key, positions above the late one.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        late.commit();
+        let mut newer = store.begin();
+        ids.push(store.outbox().add(&mut newer, message(1, round)).await.unwrap());
+        newer.commit();
+    }
+    broker.wait_for(ids.len()).await;
+    broker.assert_order_per_key(&ids);
+    broker.assert_no_repetition();
+    running.abort();
+}

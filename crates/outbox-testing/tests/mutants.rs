@@ -1,0 +1,459 @@
+//! Stores and brokers with one defect each, which the conformance cases must find: a case that
+//! cannot fail proves nothing.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outbox_core::broker::{BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind};
+use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery};
+use outbox_core::delivery::{Receipt, Settlement, Span};
+use outbox_core::store::{
+    Backlog, Claim, ClaimReply, Claimed, Delivered, KeepLeases, Page, Purge, Release, Settle,
+    Settled, Standing, StoreError, StoreErrorKind, StoreProfile, Swept, TakeOver,
+};
+use outbox_core::{
+    Broker, DeadLetters, Lane, Lease, Message, MessageId, Position, Store, WorkerId, Writer,
+    async_trait,
+};
+use outbox_testing::conformance::broker::{BrokerFixture, answering, recording};
+use outbox_testing::conformance::store::{
+    DeadLettersFixture, StoreFixture, claiming, dead_letters, leasing, purging, settling,
+    visibility,
+};
+use outbox_testing::{
+    MemoryBroker, MemoryConnection, MemoryStore, MemoryTransaction, MemoryWriter, Published,
+    conformance,
+};
+
+/// What is wrong with the store or the broker that the fixtures set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bug {
+    // Writer
+    CommitsByItself,
+    // Store
+    ShowsOpenRows,
+    SweepsNothingLate,
+    HidesWaitingRows,
+    SweepsOneLane,
+    ForgetsPassedRows,
+    CoversTooMuch,
+    IgnoresTheByteBudget,
+    FailsOnUnreadableRows,
+    DeletesByPositionOnly,
+    IgnoresTheEpoch,
+    TellsNoRefusals,
+    LosesDeadRows,
+    LosesTheArchive,
+    TakesLeasedLanes,
+    IgnoresTheStamp,
+    PurgesPendingRows,
+    // Dead letters
+    RetriesHeldRowsLast,
+    DiscardsWhatWaits,
+    // Broker
+    SendsOverdueMessages,
+    AcknowledgesBeforeSending,
+    ReversesBatches,
+    TombstonesAreEmpty,
+    BlamesMessagesForTheirTopic,
+    LosesAnAnswer,
+}
+
+thread_local! {
+    static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+#[track_caller]
+fn assert_finds<C: Future<Output = ()>>(bug: Bug, case: fn() -> C) {
+    conformance::run(case()); // Passes without the defect.
+    BUG.set(Some(bug));
+    let found = catch_unwind(|| conformance::run(case())).is_err();
+    BUG.set(None);
+    assert!(found, "{bug:?} was not found");
+}
+
+fn has(bug: Bug) -> bool {
+    BUG.get() == Some(bug)
+}
+
+#[test]
+fn a_writer_that_commits_by_itself_is_found() {
+    let bug = Bug::CommitsByItself;
+    assert_finds(bug, visibility::a_message_of_a_rolled_back_transaction_never_appears::<Mutant>);
+    assert_finds(bug, visibility::adding_without_an_open_transaction_is_refused::<Mutant>);
+}
+
+#[test]
+fn claims_that_show_too_much_or_too_little_are_found() {
+    assert_finds(
+        Bug::ShowsOpenRows,
+        visibility::a_message_appears_when_its_transaction_commits::<Mutant>,
+    );
+    assert_finds(Bug::SweepsNothingLate, visibility::a_late_commit_is_seen_by_the_sweep::<Mutant>);
+    assert_finds(Bug::HidesWaitingRows, claiming::waiting_and_held_rows_are_claimed::<Mutant>);
+    assert_finds(
+        Bug::SweepsOneLane,
+        claiming::a_sweep_lists_the_rows_of_its_spans_in_every_lane::<Mutant>,
+    );
+    assert_finds(
+        Bug::ForgetsPassedRows,
+        claiming::a_page_tells_the_rows_of_other_lanes_that_it_passed::<Mutant>,
+    );
+    assert_finds(Bug::CoversTooMuch, claiming::pages_read_every_row_once::<Mutant>);
+    assert_finds(
+        Bug::IgnoresTheByteBudget,
+        claiming::a_row_beyond_the_byte_budget_is_unread::<Mutant>,
+    );
+    assert_finds(Bug::FailsOnUnreadableRows, claiming::an_unreadable_row_is_a_value::<Mutant>);
+}
+
+#[test]
+fn settlements_without_identity_or_fence_are_found() {
+    assert_finds(Bug::DeletesByPositionOnly, settling::a_reused_position_is_not_deleted::<Mutant>);
+    assert_finds(Bug::IgnoresTheEpoch, settling::a_stale_epoch_changes_nothing::<Mutant>);
+    assert_finds(Bug::TellsNoRefusals, settling::a_failed_row_that_is_gone_is_refused::<Mutant>);
+    assert_finds(Bug::LosesDeadRows, settling::a_dead_row_moves_to_the_dead_letters::<Mutant>);
+    assert_finds(Bug::LosesTheArchive, settling::a_delivered_row_is_archived_when_asked::<Mutant>);
+}
+
+#[test]
+fn leases_that_do_not_exclude_are_found() {
+    assert_finds(Bug::TakesLeasedLanes, leasing::a_leased_lane_is_not_taken::<Mutant>);
+    assert_finds(Bug::IgnoresTheStamp, leasing::a_take_over_needs_the_observed_stamp::<Mutant>);
+    assert_finds(Bug::TakesLeasedLanes, leasing::one_of_two_takers_gets_a_lane::<Mutant>);
+}
+
+#[test]
+fn a_purge_of_undelivered_rows_is_found() {
+    let case = purging::purging_never_touches_what_was_not_delivered::<Mutant>;
+    assert_finds(Bug::PurgesPendingRows, case);
+}
+
+#[test]
+fn verbs_that_do_something_else_are_found() {
+    assert_finds(
+        Bug::RetriesHeldRowsLast,
+        dead_letters::a_held_message_that_is_retried_keeps_its_place::<Mutant>,
+    );
+    assert_finds(Bug::DiscardsWhatWaits, dead_letters::verbs_ignore_other_messages::<Mutant>);
+}
+
+#[test]
+fn broken_brokers_are_found() {
+    let bug = Bug::AcknowledgesBeforeSending;
+    assert_finds(bug, answering::a_dropped_publish_keeps_its_answers::<Mutant>);
+    assert_finds(Bug::LosesAnAnswer, answering::each_message_is_answered_and_has_arrived::<Mutant>);
+    assert_finds(Bug::SendsOverdueMessages, answering::an_overdue_message_is_never_sent::<Mutant>);
+    assert_finds(
+        Bug::BlamesMessagesForTheirTopic,
+        answering::an_unknown_topic_counts_no_attempt::<Mutant>,
+    );
+    assert_finds(Bug::ReversesBatches, recording::messages_of_a_key_arrive_in_order::<Mutant>);
+    assert_finds(Bug::TombstonesAreEmpty, recording::a_tombstone_is_no_empty_payload::<Mutant>);
+}
+
+#[derive(Debug, Clone)]
+struct Mutant {
+    store: MemoryStore,
+    broker: MemoryBroker,
+}
+
+const EVERYWHERE: [Span; 1] = [Span::new(Position::START, Position(u64::MAX))];
+
+#[async_trait]
+impl StoreFixture for Mutant {
+    type Writer = MutantWriter;
+    type Transaction = MemoryTransaction<'static>;
+    type Connection = Box<MemoryConnection>;
+
+    async fn set_up() -> Self {
+        tokio::time::pause();
+        let broker = MemoryBroker::new();
+        broker.remove_topic("unknown");
+        Self { store: MemoryStore::new(), broker }
+    }
+
+    fn writer(&self) -> MutantWriter {
+        MutantWriter(self.store.clone())
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::new(self.clone())
+    }
+
+    fn sees_open_rows(&self) -> bool {
+        true
+    }
+
+    async fn begin(&self) -> MemoryTransaction<'static> {
+        self.store.begin()
+    }
+
+    async fn commit(&self, transaction: MemoryTransaction<'static>) {
+        transaction.commit();
+    }
+
+    async fn roll_back(&self, transaction: MemoryTransaction<'static>) {
+        transaction.rollback();
+    }
+
+    async fn connect(&self) -> Box<MemoryConnection> {
+        Box::new(self.store.connection())
+    }
+
+    async fn garble(&self, message: MessageId) -> bool {
+        self.store.garble(message)
+    }
+
+    async fn pass(&self, time: Duration) {
+        tokio::time::advance(time + Duration::from_millis(1)).await;
+    }
+}
+
+impl DeadLettersFixture for Mutant {
+    fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+        Arc::new(self.clone())
+    }
+}
+
+#[derive(Debug)]
+struct MutantWriter(MemoryStore);
+
+#[async_trait]
+impl Writer for MutantWriter {
+    type Transaction = MemoryConnection;
+
+    async fn write(
+        &self,
+        transaction: &mut MemoryConnection,
+        messages: &[Message],
+    ) -> Result<(), StoreError> {
+        if !has(Bug::CommitsByItself) {
+            return MemoryWriter::new().write(transaction, messages).await;
+        }
+        let mut own = self.0.begin();
+        MemoryWriter::new().write(&mut own, messages).await?;
+        own.commit();
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for Mutant {
+    async fn open(&self) -> Result<StoreProfile, StoreError> {
+        self.store.open().await
+    }
+
+    async fn keep_leases(&self, request: KeepLeases<'_>) -> Result<Standing, StoreError> {
+        let blind = has(Bug::TakesLeasedLanes) || has(Bug::IgnoresTheStamp);
+        if !blind || request.take.is_empty() {
+            return self.store.keep_leases(request).await;
+        }
+        let lanes =
+            self.store.keep_leases(KeepLeases::new(request.worker, request.ttl)).await?.lanes;
+        for lane in &lanes {
+            if let (true, Some(owner)) = (has(Bug::TakesLeasedLanes), lane.owner) {
+                let lease = [Lease::new(lane.lane, lane.epoch)];
+                self.store.release(Release::new(owner, &lease)).await?;
+            }
+        }
+        let lanes =
+            self.store.keep_leases(KeepLeases::new(request.worker, request.ttl)).await?.lanes;
+        let fresh: Vec<TakeOver> = lanes.iter().map(TakeOver::of).collect();
+        self.store.keep_leases(request.take(&fresh)).await
+    }
+
+    async fn claim(&self, mut request: Claim<'_>) -> Result<ClaimReply, StoreError> {
+        if has(Bug::IgnoresTheByteBudget) {
+            request.bytes = usize::MAX;
+        }
+        let mut reply = self.store.claim(request).await?;
+        if has(Bug::ShowsOpenRows) {
+            let open = self.store.claim(Claim::new(0).open(&EVERYWHERE)).await?.open;
+            reply.swept = open.iter().map(|position| Swept::new(*position, Lane(0), 1)).collect();
+        }
+        if has(Bug::SweepsNothingLate) {
+            reply.swept.clear();
+        }
+        if has(Bug::HidesWaitingRows) {
+            reply.rows.retain(|row| match row {
+                Claimed::Delivery(row) => !row.state.held && row.state.wait.is_zero(),
+                _ => true,
+            });
+        }
+        if has(Bug::SweepsOneLane) {
+            reply.swept.retain(|row| row.lane == Lane(0));
+        }
+        if has(Bug::ForgetsPassedRows) {
+            reply.passed.clear();
+        }
+        if has(Bug::CoversTooMuch) {
+            reply.covered = Position(u64::MAX);
+        }
+        let unreadable = |row: &Claimed| matches!(row, Claimed::Unreadable(_));
+        if has(Bug::FailsOnUnreadableRows) && reply.rows.iter().any(unreadable) {
+            return Err(StoreErrorKind::Other.into());
+        }
+        Ok(reply)
+    }
+
+    async fn settle(&self, mut request: Settle<'_>) -> Result<Settled, StoreError> {
+        let (mut delivered, mut failed) = (request.delivered.to_vec(), request.failed.to_vec());
+        if has(Bug::DeletesByPositionOnly) {
+            for row in &mut delivered {
+                let position = [row.id.position];
+                let watched = self.store.claim(Claim::new(0).watch(&position)).await?.watched;
+                row.id = watched.first().map_or(row.id, |row| row.id);
+            }
+        }
+        if has(Bug::IgnoresTheEpoch) {
+            let worker = WorkerId::from_bytes([9; 16]);
+            let lanes =
+                self.store.keep_leases(KeepLeases::new(worker, Duration::ZERO)).await?.lanes;
+            for row in &mut failed {
+                row.lease.epoch = lanes[usize::from(row.lease.lane.0)].epoch;
+            }
+        }
+        if has(Bug::LosesTheArchive) {
+            request.archive = false;
+        }
+        let settle = Settle::new(&delivered, &failed).archive(request.archive);
+        let settled = self.store.settle(settle).await?;
+        if has(Bug::LosesDeadRows) {
+            let dead = failed.iter().filter(|row| row.settlement == Settlement::Dead);
+            let ids: Vec<MessageId> = dead.map(|row| row.id.message).collect();
+            self.store.discard(&ids).await?;
+        }
+        Ok(if has(Bug::TellsNoRefusals) { Settled::default() } else { settled })
+    }
+
+    async fn release(&self, request: Release<'_>) -> Result<(), StoreError> {
+        self.store.release(request).await
+    }
+
+    async fn purge(&self, request: Purge) -> Result<u64, StoreError> {
+        if has(Bug::PurgesPendingRows) {
+            let lanes: Vec<Lane> = (0..MemoryStore::DEFAULT_LANES.get()).map(Lane).collect();
+            let page = Page::new(&lanes, Position::START, 100);
+            let rows = self.store.claim(Claim::new(0).scan(page)).await?.scanned;
+            let positions: Vec<Position> = rows.iter().map(|row| row.position).collect();
+            let watched = self.store.claim(Claim::new(0).watch(&positions)).await?.watched;
+            let all = watched.iter().map(|row| Delivered::new(row.id, Receipt::default()));
+            self.store.settle(Settle::new(&all.collect::<Vec<_>>(), &[])).await?;
+        }
+        self.store.purge(request).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        self.store.backlog().await
+    }
+}
+
+#[async_trait]
+impl DeadLetters for Mutant {
+    async fn list(&self, query: &DeadLetterQuery) -> Result<Vec<DeadLetter>, StoreError> {
+        self.store.list(query).await
+    }
+
+    async fn get(&self, id: MessageId) -> Result<Option<DeadLetter>, StoreError> {
+        self.store.get(id).await
+    }
+
+    async fn retry(&self, ids: &[MessageId]) -> Result<u64, StoreError> {
+        if has(Bug::RetriesHeldRowsLast) {
+            self.store.skip(ids).await?;
+        }
+        self.store.retry(ids).await
+    }
+
+    async fn skip(&self, ids: &[MessageId]) -> Result<u64, StoreError> {
+        self.store.skip(ids).await
+    }
+
+    async fn discard(&self, ids: &[MessageId]) -> Result<u64, StoreError> {
+        if has(Bug::DiscardsWhatWaits) {
+            let pending = self.store.pending().into_iter().map(|message| message.id());
+            let waiting = pending.filter(|id| ids.contains(id)).count();
+            return Ok(self.store.discard(ids).await? + waiting as u64);
+        }
+        self.store.discard(ids).await
+    }
+}
+
+#[async_trait]
+impl BrokerFixture for Mutant {
+    async fn set_up() -> Self {
+        <Self as StoreFixture>::set_up().await
+    }
+
+    fn broker(&self) -> Arc<dyn Broker> {
+        Arc::new(self.clone())
+    }
+
+    async fn create_topic(&self) -> String {
+        format!("topic-{}", MessageId::generate())
+    }
+
+    fn unknown_topic(&self) -> Option<String> {
+        Some("unknown".to_owned())
+    }
+
+    async fn published_to(&self, topic: &str) -> Vec<Published> {
+        self.broker.published_to(topic)
+    }
+}
+
+#[async_trait]
+impl Broker for Mutant {
+    fn profile(&self) -> BrokerProfile {
+        self.broker.profile()
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+        let mut batch = batch.to_vec();
+        if has(Bug::AcknowledgesBeforeSending) {
+            for index in 0..batch.len() {
+                outcomes.delivered(index, Receipt::default());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        for outgoing in &mut batch {
+            if has(Bug::SendsOverdueMessages) {
+                outgoing.not_after += Duration::from_secs(60);
+            }
+            let message = &outgoing.delivery.message;
+            if has(Bug::TombstonesAreEmpty) && message.payload().is_none() {
+                let empty = Message::builder(message.topic()).key("k").payload("");
+                outgoing.delivery.message = empty.build().expect("a valid message");
+            }
+            if has(Bug::BlamesMessagesForTheirTopic) && message_is_for_nowhere(outgoing) {
+                outcomes.failed(0, PublishErrorKind::Rejected.into());
+            }
+        }
+        if has(Bug::ReversesBatches) {
+            batch.reverse();
+        }
+        if has(Bug::LosesAnAnswer) {
+            let own = Outcomes::new(batch.len(), Arc::default());
+            self.broker.publish(&batch, &own).await;
+            for (index, _) in own.take().into_iter().skip(1) {
+                outcomes.delivered(index, Receipt::default());
+            }
+        } else {
+            self.broker.publish(&batch, outcomes).await;
+        }
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        self.broker.check().await
+    }
+
+    async fn close(&self, _within: Duration) {}
+}
+
+fn message_is_for_nowhere(outgoing: &Outgoing) -> bool {
+    outgoing.delivery.message.topic() == "unknown"
+}

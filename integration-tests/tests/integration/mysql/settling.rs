@@ -1,0 +1,166 @@
+//! What becomes of deliveries.
+
+use outbox_core::delivery::{Failure, Receipt, RowState, Settlement};
+use outbox_core::store::{Delivered, Failed, Purge, Settle};
+
+use super::*;
+
+fn delivered(delivery: &Delivery) -> Delivered {
+    Delivered::new(id_of(delivery), Receipt::new(Some(3), Some(77)))
+}
+
+fn failed(delivery: &Delivery, lease: Lease, settlement: Settlement) -> Failed {
+    let attempts = delivery.state.attempts + 1;
+    let failure = Failure::new("failed", "broken 'pipe'");
+    Failed::new(id_of(delivery), lease, delivery.state, attempts, settlement, failure)
+}
+
+on_both! {
+    async fn a_delivered_row_goes_and_repeating_is_harmless(lab: Lab) -> Result<()> {
+        let row = delivered(&lab.delivery("a").await?);
+        lab.delivery("b").await?;
+        for _ in 0..2 {
+            let settled = lab.store.settle(Settle::new(&[row], &[])).await?;
+            assert_eq!(settled.refused, []);
+            assert_eq!(lab.pending().await?.len(), 1);
+        }
+        Ok(())
+    }
+
+    async fn a_reused_id_with_another_message_is_not_deleted(lab: Lab) -> Result<()> {
+        let delivery = lab.delivery("a").await?;
+        let id = RowId::new(delivery.position, outbox_core::MessageId::generate());
+        let row = Delivered::new(id, Receipt::default());
+        for archive in [false, true] {
+            lab.store.settle(Settle::new(&[row], &[]).archive(archive)).await?;
+            assert_eq!(lab.pending().await?.len(), 1);
+        }
+        Ok(())
+    }
+
+    async fn thousands_of_rows_are_settled_by_one_call(lab: Lab) -> Result<()> {
+        lab.add((0..2500).map(|n| message(&n.to_string())).collect()).await?;
+        let all = lanes(4);
+        let page = Page::new(&all, Position::START, 5000);
+        let rows: Vec<_> = deliveries(lab.store.claim(Claim::new(100 * MEGABYTE).page(page)).await?)
+            .iter().map(delivered).collect();
+        lab.store.settle(Settle::new(&rows[..2400], &[])).await?;
+        assert_eq!(lab.pending().await?.len(), 100);
+        Ok(())
+    }
+
+    async fn archived_rows_are_kept_until_they_are_purged(lab: Lab) -> Result<()> {
+        let row = delivered(&lab.delivery("a").await?);
+        for _ in 0..2 {
+            lab.store.settle(Settle::new(&[row], &[]).archive(true)).await?;
+        }
+        assert_eq!(lab.pending().await?, []);
+        let mut connection = lab.connect().await?;
+        let kept = "SELECT COUNT(*) FROM outbox_delivered WHERE partition_no = 3 \
+                    AND offset_no = 77 AND payload = 'payload'";
+        assert_eq!(number(&mut connection, kept).await?, 1);
+        let hour = Duration::from_secs(3600);
+        assert_eq!(lab.store.purge(Purge::new(hour, 10)).await?, 0);
+        run(&mut connection, "UPDATE outbox_delivered SET delivered_at = \
+             delivered_at - INTERVAL 2 HOUR").await?;
+        assert_eq!(lab.store.purge(Purge::new(hour, 10)).await?, 1);
+        assert_eq!(number(&mut connection, kept).await?, 0);
+        Ok(())
+    }
+
+    async fn a_retry_records_attempts_and_wait(lab: Lab) -> Result<()> {
+        let delivery = lab.delivery("a").await?;
+        let (_, lease) = lab.take(delivery.lane).await?;
+        let wait = Duration::from_secs(60);
+        let row = failed(&delivery, lease, Settlement::Retry(wait));
+        let settled = lab.store.settle(Settle::new(&[], std::slice::from_ref(&row))).await?;
+        assert_eq!(settled.refused, []);
+        let watched = lab.store.claim(Claim::new(1).watch(&[delivery.position])).await?.watched;
+        assert_eq!(watched[0].id, id_of(&delivery));
+        let RowState { attempts, revision, held, wait: left, retried, .. } = watched[0].state;
+        assert_eq!((attempts, revision, held, retried), (1, 0, false, false));
+        assert!(left > Duration::from_secs(50) && left <= wait, "{left:?}");
+        let settled = lab.store.settle(Settle::new(&[], std::slice::from_ref(&row))).await?;
+        assert_eq!(settled.refused, [delivery.position]);
+        Ok(())
+    }
+
+    async fn a_stale_epoch_changes_nothing(lab: Lab) -> Result<()> {
+        let delivery = lab.delivery("a").await?;
+        let (worker, lease) = lab.take(delivery.lane).await?;
+        let before = row_text(&lab).await?;
+        let stale = Lease::new(lease.lane, lease.epoch - 1);
+        let elsewhere = Lease::new(Lane((lease.lane.0 + 1) % 4), lease.epoch);
+        for lease in [stale, elsewhere] {
+            for settlement in verbs() {
+                let rows = [failed(&delivery, lease, settlement)];
+                let settled = lab.store.settle(Settle::new(&[], &rows)).await?;
+                assert_eq!(settled.refused, [delivery.position]);
+            }
+        }
+        // A released lane is nobody's.
+        let release = outbox_core::store::Release::new(worker, std::slice::from_ref(&lease));
+        lab.store.release(release).await?;
+        for settlement in verbs() {
+            let rows = [failed(&delivery, lease, settlement)];
+            let settled = lab.store.settle(Settle::new(&[], &rows)).await?;
+            assert_eq!(settled.refused, [delivery.position]);
+        }
+        assert_eq!(row_text(&lab).await?, before);
+        Ok(())
+    }
+
+    async fn a_take_over_under_way_makes_the_old_epoch_wait_and_fail(lab: Lab) -> Result<()> {
+        let delivery = lab.delivery("a").await?;
+        let (_, lease) = lab.take(delivery.lane).await?;
+        let before = row_text(&lab).await?;
+        for settlement in verbs() {
+            let mut other = lab.connect().await?;
+            run(&mut other, format!(
+                "BEGIN; UPDATE outbox_lane SET epoch = epoch + 1 WHERE lane = {}", lease.lane
+            )).await?;
+            let mut connection = lab.connect().await?;
+            let epoch = number(&mut connection, &format!(
+                "SELECT CAST(epoch AS SIGNED) FROM outbox_lane WHERE lane = {}", lease.lane
+            )).await?;
+            let lease = Lease::new(lease.lane, epoch.try_into()?);
+            let rows = [failed(&delivery, lease, settlement)];
+            let store = lab.store.clone();
+            let settle = tokio::spawn(async move {
+                store.settle(Settle::new(&[], &rows)).await
+            });
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert!(!settle.is_finished(), "it must wait for the other's decision");
+            run(&mut other, "COMMIT").await?;
+            assert_eq!(settle.await??.refused, [delivery.position]);
+        }
+        assert_eq!(row_text(&lab).await?, before);
+        Ok(())
+    }
+
+    async fn an_older_revision_changes_nothing(lab: Lab) -> Result<()> {
+        let delivery = lab.delivery("a").await?;
+        let (_, lease) = lab.take(delivery.lane).await?;
+        run(&mut lab.connect().await?, "UPDATE outbox SET revision = revision + 1").await?;
+        let before = row_text(&lab).await?;
+        for settlement in verbs() {
+            let rows = [failed(&delivery, lease, settlement)];
+            let settled = lab.store.settle(Settle::new(&[], &rows)).await?;
+            assert_eq!(settled.refused, [delivery.position]);
+        }
+        assert_eq!(row_text(&lab).await?, before);
+        Ok(())
+    }
+}
+
+fn verbs() -> [Settlement; 3] {
+    [Settlement::Retry(Duration::from_secs(1)), Settlement::Held, Settlement::Dead]
+}
+
+/// All that a verb could change.
+async fn row_text(lab: &Lab) -> Result<String> {
+    let sql = "SELECT CONCAT_WS('|', attempts, available_at IS NULL, held_at IS NULL, \
+               last_error IS NULL, (SELECT COUNT(*) FROM outbox_held), \
+               (SELECT COUNT(*) FROM outbox_dead)) FROM outbox";
+    Ok(sqlx::query_scalar(sql).fetch_one(&mut lab.connect().await?).await?)
+}
