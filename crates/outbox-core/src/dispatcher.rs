@@ -62,6 +62,7 @@ impl Dispatcher {
     /// # Errors
     ///
     /// [`RunErrorKind::Store`] when the schema is missing or not supported, or access is denied.
+    #[expect(clippy::manual_async_fn, reason = "the signature promises a future that is Send")]
     pub fn run(
         self,
         shutdown: impl Future<Output = ()> + Send + 'static,

@@ -243,8 +243,8 @@ mod tests {
     #[test]
     fn the_lease_that_the_error_names_would_do() {
         for undecided in [2, 20, 33, 300] {
-            let mut settings = Settings::default();
-            settings.undecided = Duration::from_secs(undecided);
+            let undecided = Duration::from_secs(undecided);
+            let settings = Settings { undecided, ..Settings::default() };
             let settings = settings.clone().with_lease(shortest_lease(&settings));
             assert_eq!(check(&settings), Ok(()));
         }

@@ -246,7 +246,7 @@ impl Machine {
         });
         order.bytes = order.bytes.max(4 * rows * self.typical_bytes);
         // A claim is complete downwards: what was never seen below the page is read with it.
-        if !seeded!("publish-before-sweep") || self.claims % 16 == 0 {
+        if !seeded!("publish-before-sweep") || self.claims.is_multiple_of(16) {
             order.sweep = self.horizon.spans();
         }
         order.open = self.horizon.aged(now);

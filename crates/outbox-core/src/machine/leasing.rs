@@ -145,9 +145,8 @@ impl Leases {
                 || taken.iter().any(|t| t.lane == lane && t.epoch + 1 == record.epoch);
             match self.held.get_mut(&lane) {
                 Some(held) if ours && held.epoch == record.epoch => {
-                    if confirmed {
-                        held.until = sent + self.ttl;
-                    }
+                    // Not a guard: a lease that this keep did not renew is still held.
+                    held.until = if confirmed { sent + self.ttl } else { held.until };
                 }
                 Some(_) => {
                     self.held.remove(&lane);
