@@ -137,9 +137,10 @@ async fn slow(message_timeout: Duration) -> (Cluster, KafkaBroker) {
         .property("queue.buffering.max.messages", "10000")
         .property("batch.num.messages", "500")
         .build()
-        .unwrap();
+        .expect("the settings are valid");
     publish(&broker, [message("warm", "warm")]).await;
-    cluster.mock.broker_round_trip_time(1, Duration::from_millis(10)).unwrap();
+    let slow = cluster.mock.broker_round_trip_time(1, Duration::from_millis(10));
+    slow.expect("broker 1 exists");
     (cluster, broker)
 }
 

@@ -72,7 +72,7 @@ on_both! {
         lost.rollback().await?;
         tx.commit().await?;
         let keys: Vec<_> =
-            lab.pending().await?.iter().map(|m| m.key().unwrap().to_vec()).collect();
+            lab.pending().await?.iter().map(|m| m.key().expect("it has a key").to_vec()).collect();
         assert_eq!(keys, [&b"raw"[..], b"autocommit", b"savepoint"]);
         Ok(())
     }
@@ -121,7 +121,7 @@ on_both! {
 
     async fn everything_comes_back_byte_for_byte(lab: Lab) -> Result<()> {
         let all_bytes: Vec<u8> = (0..=255).collect();
-        let large: Vec<u8> = (0..900_000u32).map(|n| (n * 31 >> 3) as u8).collect();
+        let large: Vec<u8> = (0..900_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
         let messages = vec![
             Message::builder("t").payload(all_bytes.clone()).key(all_bytes.clone()).build()?,
             Message::builder("t").payload("").key("").build()?,
@@ -158,7 +158,7 @@ on_both! {
         let distinct = "SELECT COUNT(DISTINCT message_key) FROM outbox";
         assert_eq!(number(&mut connection, distinct).await?, 5);
         let claimed = deliveries(lab.page().await?);
-        let claimed: Vec<_> = claimed.iter().map(|d| d.message.key().unwrap()).collect();
+        let claimed: Vec<_> = claimed.iter().map(|d| d.message.key().expect("it has a key")).collect();
         assert_eq!(claimed, keys.map(str::as_bytes));
         Ok(())
     }
@@ -168,7 +168,7 @@ on_both! {
         let insert = "INSERT INTO outbox (message_id, topic, message_key, payload, lane) \
                       SELECT x'00112233445566778899aabbccddeeff', 't', 'k', 'p', \
                       (CRC32('k') + 1) MOD 4";
-        let error = run(&mut connection, insert).await.unwrap_err();
+        let error = run(&mut connection, insert).await.expect_err("the lane is wrong");
         let number = match lab.engine { Engine::MariaDb => "4025", Engine::MySql => "3819" };
         assert!(format!("{error:#}").contains(number), "{error:#}");
         Ok(())
