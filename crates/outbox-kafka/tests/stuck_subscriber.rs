@@ -28,9 +28,9 @@ impl Subscriber for Blocks {
     fn event(&self, _: &Event<'_>) {
         let polling = std::thread::current().name() == Some("outbox-kafka");
         if polling && STUCK.swap(false, Ordering::SeqCst) {
-            let mut guard = self.0.lock().unwrap();
+            let mut guard = self.0.lock().expect("nobody panics with it");
             loop {
-                guard = self.1.wait(guard).unwrap();
+                guard = self.1.wait(guard).expect("nobody panics with it");
             }
         }
     }
