@@ -70,11 +70,16 @@ impl Machine {
         self.rows.len() >= self.settings.known_rows
     }
 
+    /// How many rows may hold their content: those in flight, and as many that wait for them.
+    fn loaded_limit(&self) -> usize {
+        2 * self.settings.rows_in_flight
+    }
+
     /// How many rows the next page may have; zero unless it is worth while.
     fn page_rows(&self) -> usize {
         let by_size = |bytes: usize| (bytes / (4 * self.typical_bytes)).max(1);
         let full_page = self.settings.page_rows.min(by_size(self.settings.bytes_in_flight / 4));
-        let rows = (2 * self.settings.rows_in_flight).saturating_sub(self.loaded_rows);
+        let rows = self.loaded_limit().saturating_sub(self.loaded_rows);
         let bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
         let room = full_page.min(rows).min(by_size(bytes.min(CLAIM_BYTES)));
         let worth_while = room >= full_page.div_ceil(4) && bytes >= self.typical_bytes;
@@ -136,7 +141,7 @@ impl Machine {
 
     /// Rows by position: first those that bar their lane, then heads whose content is not here.
     fn add_fetch(&mut self, order: &mut ClaimOrder, now: Time) {
-        let limit = 2 * self.settings.rows_in_flight;
+        let limit = self.loaded_limit();
         let mut rows = limit.saturating_sub(self.loaded_rows).min(FETCH_ROWS);
         let mut bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
         if self.loaded_rows < limit + 1_024 {
@@ -162,7 +167,6 @@ impl Machine {
             }
         }
         let probing = self.circuit.is_open();
-        let mut later = Vec::new();
         while let Some(id) = self.thirsty.pop_front() {
             let Some(key) = self.keys.get_mut(&id) else { continue };
             if key.place != Place::Thirsty {
@@ -183,7 +187,7 @@ impl Machine {
             }
             // While the broker is down, one message is enough to probe with.
             if probing && !(order.fetch.is_empty() && self.ready.is_empty()) {
-                later.push(id);
+                self.thirsty.push_front(id);
                 break;
             }
             let ahead =
@@ -202,12 +206,9 @@ impl Machine {
             if some {
                 key.place = Place::Reading;
             } else {
-                later.push(id);
+                self.thirsty.push_front(id);
                 break;
             }
-        }
-        for id in later.into_iter().rev() {
-            self.thirsty.push_front(id);
         }
     }
 
@@ -217,7 +218,7 @@ impl Machine {
             self.tell(Event::Full { rows: self.rows.len() });
         }
         self.full = full;
-        if self.loaded_rows >= 2 * self.settings.rows_in_flight {
+        if self.loaded_rows >= self.loaded_limit() {
             self.make_room(now);
         }
         if !self.pace.is_due(now) || !self.may_page(now) {

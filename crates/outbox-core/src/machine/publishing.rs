@@ -109,7 +109,7 @@ impl Machine {
 
     /// Lets keys of a topic try again, as many as it may send now.
     pub(super) fn unstall(&mut self, topic: TopicId, now: Time) {
-        let bytes_share = self.settings.bytes_in_flight / 2;
+        let bytes_share = self.bytes_share();
         let closed = self.topics.get(topic).is_closed();
         let mut rounds = if closed { 1 } else { BATCH_ROWS };
         while rounds > 0 && self.topics.get(topic).allows(bytes_share, now) {
@@ -130,21 +130,21 @@ impl Machine {
         }
         let room = self.settings.rows_in_flight.saturating_sub(self.in_flight());
         let limit = self.circuit.allows(room.min(BATCH_ROWS), now);
-        let bytes_share = self.settings.bytes_in_flight / 2;
+        let bytes_share = self.bytes_share();
         let mut entries = Vec::new();
         let mut deliveries = Vec::new();
         while entries.len() < limit {
             let Some(id) = self.ready.pop_front() else { break };
-            let Some(key) = self.keys.get_mut(&id) else { continue };
+            let Some(key) = self.keys.get(&id) else { continue };
             if key.place != Place::Ready {
                 continue;
             }
-            let Some(not_after) = self.send_until(self.keys[&id].lane, now) else {
+            let (lane, topic) = (key.lane, key.topic);
+            let Some(not_after) = self.send_until(lane, now) else {
                 self.set_place(id, Place::Stalled);
                 self.stalled_by_lane.push(id);
                 continue;
             };
-            let topic = self.keys[&id].topic;
             if !self.topics.get(topic).allows(bytes_share, now) {
                 self.set_place(id, Place::Stalled);
                 self.topics.get_mut(topic).stalled.push_back(id);
@@ -177,6 +177,11 @@ impl Machine {
         let open = entries.len();
         self.batches.insert(number, Batch { entries, open, sent: now });
         Some(Action::Publish(number, deliveries))
+    }
+
+    /// No topic may take the whole window, in bytes as in rows.
+    fn bytes_share(&self) -> usize {
+        self.settings.bytes_in_flight / 2
     }
 
     fn set_place(&mut self, id: KeyId, place: Place) {
@@ -301,44 +306,32 @@ impl Machine {
                 self.topics.get_mut(entry.topic).inconclusive();
             }
         }
-        let Some(row) = self.rows.get_mut(&entry.position) else { return };
-        let id = row.id;
-        let read = row.state;
-        // The lane may have been lost meanwhile: its next owner has read the row already.
-        let lease = Lease::new(row.lane, row.epoch);
+        let Some(row) = self.rows.get(&entry.position) else { return };
+        let (id, read) = (row.id, row.state);
         self.tell(Event::PublishFailed { topic: name, id, kind });
-        let held_epoch = self.leases.get(lease.lane).map(|held| held.epoch);
-        let Some(epoch) = held_epoch else { return self.drop_row(entry.position, now) };
-        let lease = Lease::new(lease.lane, epoch);
+        // If the lane was lost meanwhile, its next owner has read the row already.
+        let epoch = self.leases.get(entry.lane).map(|held| held.epoch);
+        let Some(epoch) = epoch else { return self.drop_row(entry.position, now) };
         self.return_row(entry, epoch);
-        match kind {
-            PublishErrorKind::Rejected | PublishErrorKind::Failed => {
-                let attempts = read.attempts.saturating_add(1);
-                let settlement = self.judge(entry.topic, kind, attempts, random);
-                let row = RowId::new(entry.position, id);
-                self.write_failure(Failed::new(row, lease, read, attempts, settlement, failure));
-            }
+        let timeout_counts = kind == PublishErrorKind::Unknown && seeded!("timeout-counts");
+        if kind.counts() || timeout_counts {
+            let attempts = read.attempts.saturating_add(1);
+            let settlement = self.judge(entry.topic, kind, attempts, random);
+            let lease = Lease::new(entry.lane, epoch);
+            let row = RowId::new(entry.position, id);
+            return self
+                .write_failure(Failed::new(row, lease, read, attempts, settlement, failure));
+        }
+        let Some(row) = self.rows.get_mut(&entry.position) else { return };
+        row.parked_until = match kind {
             PublishErrorKind::Unknown => {
-                if seeded!("timeout-counts") {
-                    let settlement = self.judge(entry.topic, kind, read.attempts + 1, random);
-                    let row = RowId::new(entry.position, id);
-                    let attempts = read.attempts + 1;
-                    self.write_failure(Failed::new(
-                        row, lease, read, attempts, settlement, failure,
-                    ));
-                } else if let Some(row) = self.rows.get_mut(&entry.position) {
-                    row.ambiguous = row.ambiguous.saturating_add(1);
-                    row.parked_until = Some(now + AMBIGUOUS.wait(row.ambiguous, random));
-                }
-            }
-            PublishErrorKind::NotSent | PublishErrorKind::Unavailable => {
-                if let Some(row) = self.rows.get_mut(&entry.position) {
-                    row.parked_until = Some(now + NOT_SENT_WAIT);
-                }
+                row.ambiguous = row.ambiguous.saturating_add(1);
+                Some(now + AMBIGUOUS.wait(row.ambiguous, random))
             }
             // Its topic makes it wait.
-            PublishErrorKind::Destination => {}
-        }
+            PublishErrorKind::Destination => row.parked_until,
+            _ => Some(now + NOT_SENT_WAIT),
+        };
     }
 
     /// Puts a row back into the queue of its key, without its content.

@@ -635,15 +635,6 @@ impl World {
         for (number, (delivery, not_after)) in all.into_iter().enumerate() {
             let wait = Duration::from_micros(self.random.random_range(0..=200));
             self.after(wait, move |world| {
-                // A worker that stands still does not hand over; one that crashed never will.
-                if world.workers[index].life != life {
-                    return;
-                }
-                if world.workers[index].paused {
-                    return world.after(Duration::from_millis(50), move |world| {
-                        world.hand_over(index, life, batch, number, delivery, not_after);
-                    });
-                }
                 world.hand_over(index, life, batch, number, delivery, not_after);
             });
         }
@@ -661,6 +652,7 @@ impl World {
         delivery: Delivery,
         not_after: Time,
     ) {
+        // A worker that stands still does not hand over; one that crashed never will.
         if self.workers[index].life != life {
             return;
         }
