@@ -327,12 +327,10 @@ impl<'a> Run<'a> {
             log(&event);
             self.observe(&event);
         }
-        if !self.shell.observers.is_empty() {
-            let timings =
-                std::mem::take(&mut *self.timings.lock().unwrap_or_else(PoisonError::into_inner));
-            for (step, took) in timings {
-                self.observe(&Event::Timed { step, took });
-            }
+        let timings =
+            std::mem::take(&mut *self.timings.lock().unwrap_or_else(PoisonError::into_inner));
+        for (step, took) in timings {
+            self.observe(&Event::Timed { step, took });
         }
         if last || self.reported.elapsed() >= STATUS_EVERY {
             self.reported = Instant::now();
