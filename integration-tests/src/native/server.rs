@@ -126,13 +126,14 @@ impl Server {
         Ok(())
     }
 
-    /// Stops its clock (SIGSTOP): connections stay open, nothing is answered.
+    /// Stops its clock (SIGSTOP): connections stay open, nothing is answered any more.
     ///
     /// # Errors
     ///
     /// When it does not run.
     pub fn pause(&self) -> Result<()> {
-        self.0.signal(Signal::SIGSTOP)
+        self.0.signal(Signal::SIGSTOP)?;
+        self.0.await_standstill()
     }
 
     /// Lets it go on after [`pause`](Self::pause).
@@ -227,6 +228,18 @@ impl Shared {
         Ok(kill(Pid::from_raw(child.id().try_into()?), signal)?)
     }
 
+    /// Waits until each thread has stopped: the signal is on its way when `kill` returns, and a
+    /// query is answered meanwhile.
+    fn await_standstill(&self) -> Result<()> {
+        let pid = self.running().as_ref().context(NOT_RUNNING)?.child.id();
+        let deadline = Instant::now() + STOP;
+        while !stands_still(pid)? {
+            ensure!(Instant::now() < deadline, "{} did not stand still", self.recipe.name);
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     fn log_path(&self) -> PathBuf {
         self.recipe.folder.path().join("log")
     }
@@ -236,6 +249,18 @@ impl Shared {
             .map(|log| String::from_utf8_lossy(&log).into_owned())
             .unwrap_or_default()
     }
+}
+
+/// Whether each thread of the process is stopped by a signal.
+fn stands_still(pid: u32) -> Result<bool> {
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread that ended since it was listed runs no more.
+        let Ok(status) = fs::read_to_string(thread?.path().join("status")) else { continue };
+        if !status.lines().any(|line| line.starts_with("State:\tT")) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Drop for Shared {
