@@ -95,3 +95,38 @@ async fn a_late_commit_of_a_key_is_published_before_newer_ones() {
     broker.assert_no_repetition();
     running.abort();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_window_within_a_key_sends_that_many_at_once_and_keeps_the_order() {
+    let mut took = Vec::new();
+    for window in [1, 16] {
+        let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+        let ids = add(&store, 1, 320).await;
+        broker.set_latency(Duration::from_millis(20));
+        let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).in_key_window(window);
+        let began = tokio::time::Instant::now();
+        dispatcher.build().unwrap().run_until_empty().await.unwrap();
+        took.push(began.elapsed());
+        broker.assert_order_per_key(&ids);
+        broker.assert_no_repetition();
+    }
+    // 320 round trips of 20 ms against 20 of them.
+    assert!(took[0] > Duration::from_millis(6_400), "{took:?}");
+    assert!(took[1] < took[0] / 10, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_within_a_key_loses_nothing_when_some_of_it_fails() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    add(&store, 3, 300).await;
+    broker.set_latency(Duration::from_millis(20));
+    broker.fail_next(5, Fault::Doubt);
+    broker.fail_next(5, PublishErrorKind::Failed);
+    broker.fail_next(5, PublishErrorKind::NotSent);
+    broker.fail_next(2, Fault::NoAnswer);
+    // A batch ends in the middle of a key's window.
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone());
+    let dispatcher = dispatcher.rows_in_flight(5).in_key_window(8);
+    dispatcher.build().unwrap().run_until_empty().await.unwrap();
+    store.assert_pending::<&str>([]);
+}

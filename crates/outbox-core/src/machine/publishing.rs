@@ -57,7 +57,8 @@ impl Machine {
             }
             return;
         };
-        if key.outstanding > 0 && key.outstanding >= self.settings.in_key_window {
+        // Only messages of one batch overlap within a key: their order is the batch's.
+        if key.outstanding > 0 {
             return;
         }
         let Some(row) = self.rows.get_mut(&head) else { return };
@@ -135,10 +136,11 @@ impl Machine {
         let mut deliveries = Vec::new();
         while entries.len() < limit {
             let Some(id) = self.ready.pop_front() else { break };
-            let Some(key) = self.keys.get(&id) else { continue };
+            let Some(key) = self.keys.get_mut(&id) else { continue };
             if key.place != Place::Ready {
                 continue;
             }
+            key.place = Place::Nowhere;
             let (lane, topic) = (key.lane, key.topic);
             let Some(not_after) = self.send_until(lane, now) else {
                 self.set_place(id, Place::Stalled);
@@ -154,13 +156,7 @@ impl Machine {
                 continue;
             }
             let gate = if seeded!("no-gate") { usize::MAX } else { self.settings.in_key_window };
-            while entries.len() < limit {
-                let key = &self.keys[&id];
-                // Only messages of one batch overlap within a key: their order is the batch's.
-                let earlier = key.outstanding > 0 && entries.is_empty();
-                if key.outstanding >= gate || earlier {
-                    break;
-                }
+            while entries.len() < limit && self.keys[&id].outstanding < gate {
                 let Some((entry, delivery)) = self.offer_head(id, now) else { break };
                 entries.push(Some(entry));
                 deliveries.push((delivery, not_after));
