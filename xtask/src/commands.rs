@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+mod bench;
 mod check;
 mod fix;
 mod servers;
@@ -17,4 +18,5 @@ pub(crate) struct Command {
 }
 
 /// All of them, in the order of the list.
-pub(crate) const COMMANDS: &[Command] = &[check::COMMAND, fix::COMMAND, servers::COMMAND];
+pub(crate) const COMMANDS: &[Command] =
+    &[bench::COMMAND, check::COMMAND, fix::COMMAND, servers::COMMAND];

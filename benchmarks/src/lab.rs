@@ -1,0 +1,153 @@
+//! The servers of a run, and how much is measured.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use integration_tests::{
+    database::{Database, Engine, Options, PrivateDatabase},
+    kafka::{KafkaCluster, Nodes},
+};
+use tokio::sync::OnceCell;
+
+use crate::cpu::Cpu;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// Enough to see that everything works, and roughly where the figures are.
+    Quick,
+    /// What is written down.
+    Full,
+}
+
+/// Servers of this run's own, started when a part needs them.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    size: Size,
+    began: Instant,
+    mariadb: OnceCell<PrivateDatabase>,
+    mysql: OnceCell<PrivateDatabase>,
+    kafka: OnceCell<KafkaCluster>,
+    proxied: OnceCell<KafkaCluster>,
+}
+
+impl Lab {
+    pub(crate) fn new(size: Size) -> Self {
+        Self {
+            size,
+            began: Instant::now(),
+            mariadb: OnceCell::new(),
+            mysql: OnceCell::new(),
+            kafka: OnceCell::new(),
+            proxied: OnceCell::new(),
+        }
+    }
+
+    /// One of two amounts, by the size of this run.
+    pub(crate) fn pick<T>(&self, quick: T, full: T) -> T {
+        match self.size {
+            Size::Quick => quick,
+            Size::Full => full,
+        }
+    }
+
+    /// One line of progress, with the time since the start.
+    pub(crate) fn progress(&self, line: impl AsRef<str>) {
+        eprintln!("[{:>4} s] {}", self.began.elapsed().as_secs(), line.as_ref());
+    }
+
+    pub(crate) async fn database(&self, engine: Engine) -> Result<&PrivateDatabase> {
+        let cell = match engine {
+            Engine::MariaDb => &self.mariadb,
+            Engine::MySql => &self.mysql,
+        };
+        cell.get_or_try_init(|| async {
+            self.progress(format!("starting {engine}"));
+            Database::private(engine, options(engine)).await
+        })
+        .await
+    }
+
+    pub(crate) async fn kafka(&self) -> Result<&KafkaCluster> {
+        self.kafka
+            .get_or_try_init(|| async {
+                self.progress("starting kafka");
+                KafkaCluster::private(Nodes::One).await
+            })
+            .await
+    }
+
+    /// Another Kafka, whose clients dial a proxy that can be slow.
+    pub(crate) async fn proxied_kafka(&self) -> Result<&KafkaCluster> {
+        self.proxied
+            .get_or_try_init(|| async {
+                self.progress("starting kafka behind a proxy");
+                KafkaCluster::behind_proxies(Nodes::One, 0).await
+            })
+            .await
+    }
+
+    /// What this server, Kafka and this process have used so far.
+    pub(crate) async fn cpu(&self, engine: Engine) -> Result<Cpu> {
+        let database = self.database(engine).await?.server().pid().context("no database runs")?;
+        let kafka = self.kafka().await?.nodes().first().and_then(|node| node.pid());
+        Cpu::now(database, kafka.context("no Kafka runs")?)
+    }
+
+    /// When, on what and how the figures of a page were measured.
+    pub(crate) fn conditions(&self, command: &str) -> String {
+        let servers: Vec<String> = [&self.mariadb, &self.mysql]
+            .into_iter()
+            .filter_map(OnceCell::get)
+            .map(|database| {
+                // Debian's version tells what it is built from; the name may not.
+                format!("{} {}", database.engine(), database.version())
+            })
+            .collect();
+        format!(
+            "{date}, {cores} cores shared by database, Kafka and relay ({model}), {memory} GiB of \
+             memory. {servers}; Apache Kafka, one node. Everything on one machine by loopback, \
+             without TLS. Database: a flush at every commit of log and binary log (ROW, full \
+             images), buffer pool 3 GiB, redo log 1 GiB. Command: `{command}`.",
+            date = chrono::Utc::now().format("%Y-%m-%d"),
+            cores = std::thread::available_parallelism().map_or(0, usize::from),
+            model = model(),
+            memory = memory() >> 30,
+            servers = servers.join(", "),
+        )
+    }
+}
+
+/// As in production: what is committed survives the machine, and replicas can follow.
+fn options(engine: Engine) -> Options {
+    let options = Options::durable()
+        .with("--innodb-buffer-pool-size=3G")
+        .with("--server-id=1")
+        .with("--log-bin=binlog")
+        .with("--binlog-format=ROW");
+    match engine {
+        Engine::MariaDb => options.with("--innodb-log-file-size=1G"),
+        Engine::MySql => options.with("--innodb-redo-log-capacity=1G"),
+    }
+}
+
+fn model() -> String {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(|| "unknown".to_owned(), |(_, name)| name.trim().to_owned())
+}
+
+fn memory() -> u64 {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kib = total.and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map_or(0, |kib| kib * 1024)
+}
+
+/// As a rate of so many in that time.
+pub(crate) fn per_second(count: usize, time: Duration) -> f64 {
+    count as f64 / time.as_secs_f64()
+}

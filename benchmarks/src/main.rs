@@ -1,0 +1,58 @@
+//! What the relay costs and reaches, beside the limits measured in the same run.
+//!
+//! `cargo xtask bench [--quick] [part ...]` builds and runs it. Each part writes a page.
+
+mod cpu;
+mod delay;
+mod lab;
+mod loops;
+mod parts;
+mod plot;
+mod raw;
+mod relay;
+mod report;
+mod site;
+mod stats;
+mod writers;
+
+use std::{env, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    lab::{Lab, Size},
+    parts::{PARTS, memory},
+};
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut words: Vec<String> = env::args().skip(1).collect();
+    if let [memory::RELAY, url, bootstrap] =
+        words.iter().map(String::as_str).collect::<Vec<_>>()[..]
+    {
+        return memory::relay(url, bootstrap).await;
+    }
+    let folder = words.iter().position(|word| word == "--into").map(|at| words.drain(at..at + 2));
+    let folder = folder.and_then(|mut pair| pair.nth(1)).context("--into <folder> is missing")?;
+    let folder = PathBuf::from(folder);
+    let quick = words.iter().any(|word| word == "--quick");
+    let command = [vec!["cargo xtask bench".to_owned()], words.clone()].concat().join(" ");
+    words.retain(|word| word != "--quick");
+    if let Some(word) = words.iter().find(|word| PARTS.iter().all(|part| part.name != **word)) {
+        let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+        bail!("no part is named {word:?}; there are: {}", names.join(", "));
+    }
+    let lab = Lab::new(if quick { Size::Quick } else { Size::Full });
+    for part in PARTS {
+        if !words.is_empty() && !words.iter().any(|word| word == part.name) {
+            continue;
+        }
+        lab.progress(format!("== {}", part.name));
+        let page = (part.run)(&lab).await.with_context(|| part.name)?;
+        page.write(&folder, part.name, &lab.conditions(&command))?;
+        lab.progress(format!("{} is in {}", part.name, folder.display()));
+    }
+    let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+    println!("{}", report::summarise(&folder, &names)?.display());
+    Ok(())
+}

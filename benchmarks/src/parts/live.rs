@@ -1,0 +1,213 @@
+//! Messages come at a steady rate: how long from the commit to the broker's acknowledgement.
+
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use integration_tests::{database::Engine, kafka::Kafka};
+use outbox_core::Wake;
+use outbox_kafka::KafkaBroker;
+use rdkafka::{
+    ClientConfig, ClientContext,
+    message::DeliveryResult,
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+};
+
+use super::drain::PARTITIONS;
+use crate::{
+    lab::Lab,
+    plot::Lines,
+    relay::Relay,
+    report::Page,
+    site::{Site, Topic},
+    stats::{millis, rate},
+    writers::{self, Latency, Ledger, Load, Waking, index_of},
+};
+
+const RATES: [f64; 3] = [200.0, 1_000.0, 2_500.0];
+/// What a start costs (connections, lanes, the first metadata) is no part of a steady state.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(lab: &Lab) -> Result<Page> {
+    let mut page = Page::new("Live");
+    let time = lab.pick(Duration::from_secs(4), Duration::from_secs(20));
+    page.say(format!(
+        "Eight writers commit transactions of one business row and one message of 1 KiB at a \
+         steady rate for {} s, each at its time whether the one before was slow or not. Latency \
+         is from the answer to the COMMIT to the acknowledgement as an observer of the relay \
+         sees it, in ms. Beside it, a bare producer (linger 0) that sends the same messages at \
+         the same rate to the same Kafka, without any database. `claims/s` is how often the \
+         relay read.",
+        time.as_secs()
+    ));
+    let engines = lab.pick(&Engine::ALL[..1], &Engine::ALL[..]);
+    for engine in engines {
+        of(lab, *engine, time, &mut page).await?;
+    }
+    Ok(page)
+}
+
+async fn of(lab: &Lab, engine: Engine, time: Duration, page: &mut Page) -> Result<()> {
+    let site = Site::new(lab, engine).await?;
+    let kafka = lab.kafka().await?;
+    page.say(format!("## {engine}"));
+    let mut rows = vec![];
+    let mut series: Vec<(String, Vec<(f64, f64)>)> =
+        Waking::ALL.iter().map(|waking| (format!("{}, p99", waking.name()), vec![])).collect();
+    series.push(("plain produce, p99".to_owned(), vec![]));
+    for per_second in RATES {
+        let plain = plain(kafka, per_second, time).await?;
+        rows.push(row(per_second, "plain produce", per_second, None, plain));
+        series[3].1.push((per_second, plain.p99));
+        for (index, waking) in Waking::ALL.into_iter().enumerate() {
+            let seen = live(&site, kafka, per_second, time, waking).await?;
+            let Seen { latency, claims, achieved } = seen;
+            lab.progress(format!(
+                "{engine}, {per_second}/s, {}: p50 {} p99 {} ms; plain p99 {} ms",
+                waking.name(),
+                millis(latency.p50),
+                millis(latency.p99),
+                millis(plain.p99)
+            ));
+            rows.push(row(per_second, waking.name(), achieved, Some(claims), latency));
+            series[index].1.push((per_second, latency.p99));
+            if waking == Waking::None && per_second > 200.0 {
+                let interval = 1_000.0 / claims;
+                let limit = 3.0 * plain.p99 + interval;
+                page.verdict(
+                    format!("{engine}, {per_second}/s, {}: p99", waking.name()),
+                    format!("{} ms", millis(latency.p99)),
+                    format!("<= {} ms (3 x plain + one poll interval)", millis(limit)),
+                    latency.p99 <= limit,
+                );
+            }
+            if waking == Waking::Wake {
+                page.verdict(
+                    format!("{engine}, {per_second}/s, wake(): p50"),
+                    format!("{} ms", millis(latency.p50)),
+                    format!("<= {} ms (plain + 3 ms)", millis(plain.p50 + 3.0)),
+                    latency.p50 <= plain.p50 + 3.0,
+                );
+            }
+        }
+    }
+    page.table(["asked/s", "", "reached/s", "claims/s", "p50", "p95", "p99", "p99.9"], &rows);
+    page.lines(
+        &format!("live-{engine}"),
+        &Lines {
+            title: format!("Commit to acknowledgement, {engine}"),
+            x: "transactions a second".to_owned(),
+            y: "ms".to_owned(),
+            series,
+        },
+    );
+    Ok(())
+}
+
+fn row(asked: f64, name: &str, reached: f64, claims: Option<f64>, latency: Latency) -> [String; 8] {
+    let Latency { p50, p95, p99, p999 } = latency;
+    let claims = claims.map_or_else(String::new, rate);
+    let [p50, p95, p99, p999] = [p50, p95, p99, p999].map(millis);
+    [rate(asked), name.to_owned(), rate(reached), claims, p50, p95, p99, p999]
+}
+
+/// What a live run showed.
+struct Seen {
+    latency: Latency,
+    claims: f64,
+    achieved: f64,
+}
+
+async fn live(
+    site: &Site,
+    kafka: &Kafka,
+    per_second: f64,
+    time: Duration,
+    waking: Waking,
+) -> Result<Seen> {
+    writers::prepare(site).await?;
+    let topic = Topic::new(kafka, PARTITIONS).await?;
+    let ledger = Ledger::new((per_second * (time + WARM_UP).as_secs_f64()) as usize + 100);
+    let wake = Wake::default();
+    let broker = KafkaBroker::builder(kafka.bootstrap()).build()?;
+    let relay = {
+        let ledger = Arc::clone(&ledger);
+        let acknowledged = move |id, at| ledger.acknowledged(index_of(id), at);
+        let wake = wake.clone();
+        Relay::start_timed(site, broker, acknowledged, |builder| builder.wake(wake))?
+    };
+    // Lanes are taken meanwhile.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let load = Load { rate: Some(per_second), time: time + WARM_UP, writers: 8, waking };
+    let before = relay.watched.claims.load(Relaxed);
+    let (written, took) = writers::write(site, &topic.name, &wake, load, &ledger).await?;
+    let claims = relay.watched.claims.load(Relaxed) - before;
+    ledger.all_acknowledged(written).await?;
+    relay.stop().await?;
+    topic.delete().await?;
+    // The ledger began before the writers did.
+    let from = WARM_UP + Duration::from_millis(500);
+    Ok(Seen {
+        latency: Latency::of(&ledger.latencies(from)),
+        claims: claims as f64 / took.as_secs_f64(),
+        achieved: written as f64 / took.as_secs_f64(),
+    })
+}
+
+struct Acks(Arc<Ledger>);
+
+impl ClientContext for Acks {}
+
+impl ProducerContext for Acks {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
+        if result.is_ok() {
+            self.0.acknowledged(index, Instant::now());
+        }
+    }
+}
+
+/// A bare producer at that rate.
+pub(crate) async fn plain(kafka: &Kafka, per_second: f64, time: Duration) -> Result<Latency> {
+    let topic = Topic::new(kafka, PARTITIONS).await?;
+    let count = (per_second * (time + WARM_UP).as_secs_f64()) as usize;
+    let ledger = Ledger::new(count);
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", kafka.bootstrap())
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("partitioner", "murmur2_random")
+        .set("linger.ms", "0");
+    let producer: ThreadedProducer<Acks> = config.create_with_context(Acks(Arc::clone(&ledger)))?;
+    let name = topic.name.clone();
+    let producer = tokio::task::spawn_blocking(move || {
+        producer.client().fetch_metadata(Some(&name), Duration::from_secs(10))?;
+        let payload = [b'p'; 1024];
+        let began = Instant::now();
+        for index in 0..count {
+            let due = began + Duration::from_secs_f64(index as f64 / per_second);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            let key = format!("key-{}", index % 10_000);
+            let mut record = BaseRecord::with_opaque_to(&name, index);
+            record.key = Some(key.as_bytes());
+            record.payload = Some(&payload[..]);
+            ledger_time(&producer, index);
+            producer.send(record).map_err(|(error, _)| error)?;
+        }
+        anyhow::Ok(producer)
+    })
+    .await??;
+    ledger.all_acknowledged(count).await?;
+    drop(producer);
+    topic.delete().await?;
+    Ok(Latency::of(&ledger.latencies(WARM_UP)))
+}
+
+/// For a message without a transaction, the send takes the place of the commit.
+fn ledger_time(producer: &ThreadedProducer<Acks>, index: usize) {
+    producer.client().context().0.committed(index, Instant::now());
+}

@@ -1,0 +1,156 @@
+//! How much memory a relay holds, in a process of its own.
+
+use std::{
+    env,
+    io::{BufRead, BufReader, Read},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::{database::Engine, kafka::Kafka};
+use outbox_core::Dispatcher;
+use outbox_kafka::KafkaBroker;
+use outbox_mysql::{MySqlSchema, MySqlStore};
+
+use super::drain::PARTITIONS;
+use crate::{
+    cpu::resident,
+    lab::Lab,
+    report::Page,
+    site::{Backlog, Site, Topic, run as execute},
+};
+
+const PATIENCE: Duration = Duration::from_secs(600);
+/// The default window of a relay.
+const WINDOW: u64 = 64 << 20;
+/// What the target allows on top of two windows.
+const MARGIN: u64 = 64 << 20;
+/// The first argument of the process that is only a relay.
+pub(crate) const RELAY: &str = "relay-for-memory";
+
+/// What that process does: relays until its input ends.
+pub(crate) async fn relay(url: &str, bootstrap: &str) -> Result<()> {
+    let store = MySqlStore::from_options(url.parse()?, &MySqlSchema::new());
+    let broker = KafkaBroker::builder(bootstrap).build()?;
+    let dispatcher = Dispatcher::builder(store, broker).build()?;
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut vec![]);
+        let _ = stop.send(());
+    });
+    println!("ready");
+    dispatcher
+        .run(async {
+            let _ = stopped.await;
+        })
+        .await?;
+    Ok(())
+}
+
+pub(crate) async fn run(lab: &Lab) -> Result<Page> {
+    let mut page = Page::new("Memory");
+    page.say(
+        "Resident memory of a process that is only a relay with default settings (64 MiB of \
+         content in flight), in MiB: idle, and the most while it works, sampled every 20 ms.",
+    );
+    let mut rows = vec![];
+    let engine = Engine::MariaDb;
+    let site = Site::new(lab, engine).await?;
+    let kafka = lab.kafka().await?;
+    let cases = [
+        ("1 KiB", Backlog::of(lab.pick(50_000, 1_000_000)), false),
+        ("900 kB", Backlog { payload: 900_000, ..Backlog::of(lab.pick(60, 1_500)) }, false),
+        (
+            "1 KiB, half of them behind a held key",
+            Backlog { hot: 50, ..Backlog::of(lab.pick(20_000, 200_000)) },
+            true,
+        ),
+    ];
+    for (name, backlog, held) in cases {
+        let (idle, most) = measure(&site, kafka, backlog, held).await?;
+        let mib = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));
+        lab.progress(format!("{name}: {} MiB idle, {} MiB at most", mib(idle), mib(most)));
+        let limit = idle + 2 * WINDOW + MARGIN;
+        rows.push([
+            backlog.rows.to_string(),
+            name.to_owned(),
+            mib(idle),
+            mib(most),
+            mib(most - idle),
+        ]);
+        page.verdict(
+            format!("{engine}, {} messages of {name}: resident at most", backlog.rows),
+            format!("{} MiB", mib(most)),
+            format!("<= {} MiB (idle + 2 x window + 64 MiB)", mib(limit)),
+            most <= limit,
+        );
+    }
+    page.table(["messages", "of", "idle", "most", "above idle"], &rows);
+    Ok(page)
+}
+
+/// A child that ends with this value.
+struct Relay(Child);
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The resident bytes of an idle relay, and the most while it drains the backlog.
+async fn measure(site: &Site, kafka: &Kafka, backlog: Backlog, held: bool) -> Result<(u64, u64)> {
+    let topic = Topic::new(kafka, PARTITIONS).await?;
+    let empty = Backlog { rows: 0, ..backlog };
+    site.fill(&topic.name, empty).await?;
+    let child = Command::new(env::current_exe()?)
+        .args([RELAY, &site.url, kafka.bootstrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut relay = Relay(child);
+    let mut ready = String::new();
+    BufReader::new(relay.0.stdout.take().context("its output")?).read_line(&mut ready)?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let pid = relay.0.id();
+    let idle = resident(pid)?.0;
+    let mut expected = 0;
+    if held {
+        // The first message of the key is held before anything comes behind it.
+        expected = backlog.rows * backlog.hot / 100;
+        let mut connection = site.connect().await?;
+        let hold = format!(
+            "INSERT INTO outbox (id, message_id, topic, message_key, payload, held_at) \
+             VALUES (1, REPEAT('h', 16), '{}', 'hot', 'held', UTC_TIMESTAMP(6)); \
+             REPLACE INTO outbox_held (outbox_id, message_id, topic, message_key, held_at) \
+             SELECT id, message_id, topic, message_key, held_at FROM outbox",
+            topic.name
+        );
+        execute(&mut connection, &hold).await?;
+        expected += 1;
+    }
+    // Filled while it works: the relay must cope with what comes as it comes.
+    let name = topic.name.clone();
+    let (filling, began) = (site.append(&name, backlog, usize::from(held)), Instant::now());
+    let mut filled = false;
+    let mut most = 0;
+    tokio::pin!(filling);
+    loop {
+        tokio::select! {
+            done = &mut filling, if !filled => {
+                done?;
+                filled = true;
+            }
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+        }
+        most = most.max(resident(pid)?.0);
+        if filled && began.elapsed().as_millis() % 10 == 0 && site.left().await? <= expected {
+            break;
+        }
+        ensure!(began.elapsed() < PATIENCE, "the relay is not done after {PATIENCE:?}");
+    }
+    topic.delete().await?;
+    Ok((idle, most))
+}

@@ -1,0 +1,206 @@
+//! The drain under other shapes: several relays, numbers of lanes, sizes of payloads.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use integration_tests::database::Engine;
+use outbox_kafka::KafkaBroker;
+
+use super::drain::{DELETERS, PARTITIONS, drain};
+use crate::{
+    lab::{Lab, per_second},
+    raw,
+    relay::Relay,
+    report::Page,
+    site::{Backlog, Site, Topic, run as execute},
+    stats::{Runs, rate, share},
+};
+
+const PATIENCE: Duration = Duration::from_secs(600);
+
+pub(crate) async fn relays(lab: &Lab) -> Result<Page> {
+    let count = lab.pick(50_000, 500_000);
+    let mut page = Page::new("Several relays");
+    page.say(format!(
+        "One, two and four relays share the lanes of one outbox (in one process, each with \
+         connections, a producer and threads of its own) before {count} messages appear at once. \
+         Messages a second of all together, from the first settled to the last."
+    ));
+    let mut rows = vec![];
+    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
+        let numbers = lab.pick(&[1, 2][..], &[1, 2, 4][..]);
+        let mut measured = vec![Runs::default(); numbers.len()];
+        for _ in 0..lab.pick(1, 3) {
+            for (number, runs) in numbers.iter().zip(&mut measured) {
+                let reached = together(lab, *engine, *number, count).await?;
+                lab.progress(format!("{engine}, {number} relays: {}/s", rate(reached)));
+                runs.push(reached);
+            }
+        }
+        for (number, runs) in numbers.iter().zip(&measured) {
+            let ratio = runs.ratio(&measured[0]);
+            rows.push([engine.to_string(), number.to_string(), runs.rate(), ratio.show(share)]);
+            let target = match number {
+                2 => 0.9,
+                4 => 0.8,
+                _ => continue,
+            };
+            page.verdict(
+                format!("{engine}: {number} relays together by one"),
+                ratio.show(share),
+                format!(">= {}", share(target)),
+                ratio.median() >= target,
+            );
+        }
+    }
+    page.table(["", "relays", "messages/s", "by one"], &rows);
+    Ok(page)
+}
+
+async fn together(lab: &Lab, engine: Engine, number: usize, count: usize) -> Result<f64> {
+    let kafka = lab.kafka().await?;
+    let topic = Topic::new(kafka, PARTITIONS).await?;
+    // The rows are made elsewhere and appear at once, by renaming their table.
+    let elsewhere = Site::new(lab, engine).await?;
+    elsewhere.fill(&topic.name, Backlog::of(count)).await?;
+    let site = Site::new(lab, engine).await?;
+    let mut relays = vec![];
+    for _ in 0..number {
+        let broker = KafkaBroker::builder(kafka.bootstrap()).build()?;
+        relays.push(Relay::start(&site, broker, |builder| builder)?);
+    }
+    let mut connection = site.connect().await?;
+    let began = Instant::now();
+    loop {
+        let query = "SELECT COUNT(DISTINCT owner) * 1000 + COUNT(owner) FROM outbox_lane";
+        let owned: usize = crate::site::first(&mut connection, query).await?.parse()?;
+        let query = "SELECT MAX(n) - MIN(n) FROM (SELECT COUNT(*) n FROM outbox_lane \
+                     WHERE owner IS NOT NULL GROUP BY owner) o";
+        let uneven: String = crate::site::first(&mut connection, query).await?;
+        if owned == number * 1_000 + 16 && uneven == "0" {
+            break;
+        }
+        ensure!(began.elapsed() < Duration::from_secs(60), "the lanes are not shared evenly");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let from = database(&elsewhere)?;
+    let to = database(&site)?;
+    let rename =
+        format!("RENAME TABLE {to}.outbox TO {from}.emptied, {from}.outbox TO {to}.outbox");
+    execute(&mut connection, &rename).await?;
+    let began = Instant::now();
+    let all = || relays.iter().map(|relay| relay.watched.settled.load(Relaxed)).sum::<usize>();
+    while all() < count {
+        ensure!(began.elapsed() < PATIENCE, "only {} of {count} were settled", all());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut settles = vec![];
+    for relay in &relays {
+        let own = relay.watched.settles.lock().unwrap_or_else(|poison| poison.into_inner());
+        settles.extend(own.iter().map(|(_, at)| *at));
+    }
+    let (first, last) = (settles.iter().min(), settles.iter().max());
+    let time = *last.context("a settle")? - *first.context("a settle")?;
+    for relay in relays {
+        relay.stop().await?;
+    }
+    site.must_be_empty().await?;
+    topic.delete().await?;
+    Ok(per_second(count, time))
+}
+
+/// The name of the database in the URL.
+fn database(site: &Site) -> Result<&str> {
+    let path = site.url.rsplit_once('/').context("a URL has a path")?.1;
+    Ok(path.split('?').next().unwrap_or(path))
+}
+
+pub(crate) async fn lanes(lab: &Lab) -> Result<Page> {
+    let count = lab.pick(50_000, 500_000);
+    let mut page = Page::new("Lanes");
+    page.say(format!("The drain of {count} messages by one relay, by the number of lanes."));
+    let mut rows = vec![];
+    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
+        let numbers = [1, 16, 64];
+        let mut sites = vec![];
+        for number in numbers {
+            sites.push((number, Site::with_lanes(lab, *engine, number).await?, Runs::default()));
+        }
+        for _ in 0..lab.pick(1, 3) {
+            for (number, site, runs) in &mut sites {
+                let reached = one_drain(lab, site, Backlog::of(count)).await?;
+                lab.progress(format!("{engine}, {number} lanes: {}/s", rate(reached)));
+                runs.push(reached);
+            }
+        }
+        let usual = sites[1].2.median();
+        for (number, _, runs) in &sites {
+            let by_usual = share(runs.median() / usual);
+            rows.push([engine.to_string(), number.to_string(), runs.rate(), by_usual]);
+        }
+    }
+    page.table(["", "lanes", "messages/s", "by 16 lanes"], &rows);
+    Ok(page)
+}
+
+async fn one_drain(lab: &Lab, site: &Site, backlog: Backlog) -> Result<f64> {
+    let kafka = lab.kafka().await?;
+    let topic = Topic::new(kafka, PARTITIONS).await?;
+    site.fill(&topic.name, backlog).await?;
+    let (time, _) = drain(lab, site, kafka, backlog.rows).await?;
+    site.must_be_empty().await?;
+    topic.delete().await?;
+    Ok(per_second(backlog.rows, time))
+}
+
+pub(crate) async fn payloads(lab: &Lab) -> Result<Page> {
+    let mut page = Page::new("Payloads");
+    page.say(
+        "The drain by the size of the payloads, beside the limit (the three stages overlapped) in \
+         the same run.",
+    );
+    let kafka = lab.kafka().await?;
+    let mut rows = vec![];
+    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
+        let site = Site::new(lab, *engine).await?;
+        for (name, payload, few, many) in [
+            ("100 B", 100, 30_000, 500_000),
+            ("1 KiB", 1_024, 30_000, 300_000),
+            ("64 KiB", 65_536, 600, 10_000),
+            ("900 kB", 900_000, 60, 1_000),
+        ] {
+            let backlog = Backlog { payload, ..Backlog::of(lab.pick(few, many)) };
+            let (mut ours, mut limit) = (Runs::default(), Runs::default());
+            for _ in 0..lab.pick(1, 3) {
+                ours.push(one_drain(lab, &site, backlog).await?);
+                let topic = Topic::new(kafka, PARTITIONS).await?;
+                site.fill(&topic.name, backlog).await?;
+                let bootstrap = kafka.bootstrap();
+                let time =
+                    raw::overlapped(&site, bootstrap, &topic.name, backlog.rows, DELETERS).await?;
+                limit.push(per_second(backlog.rows, time));
+                topic.delete().await?;
+            }
+            let ratio = ours.ratio(&limit);
+            lab.progress(format!(
+                "{engine}, {name}: {}/s, {} of the limit",
+                rate(ours.median()),
+                share(ratio.median())
+            ));
+            let bytes = ours.median() * payload as f64 / 1e6;
+            rows.push([
+                engine.to_string(),
+                name.to_owned(),
+                ours.rate(),
+                format!("{bytes:.0}"),
+                limit.rate(),
+                ratio.show(share),
+            ]);
+        }
+    }
+    page.table(["", "payload", "messages/s", "MB/s", "limit, messages/s", "ratio"], &rows);
+    Ok(page)
+}
