@@ -38,7 +38,8 @@ impl Cpu {
             };
             match name.as_str() {
                 RELAY_THREAD => cpu.relay += seconds,
-                "outbox-kafka" => cpu.client += seconds,
+                // The names of threads are cut after fifteen characters.
+                "outbox-kafka" | "producer pollin" => cpu.client += seconds,
                 name if name.starts_with("rdk:") => cpu.client += seconds,
                 _ => {}
             }

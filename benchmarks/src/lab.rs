@@ -10,9 +10,10 @@ use integration_tests::{
     database::{Database, Engine, Options, PrivateDatabase},
     kafka::{KafkaCluster, Nodes},
 };
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::sync::OnceCell;
 
-use crate::cpu::Cpu;
+use crate::{cpu::Cpu, site::Topic};
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Lab {
         self.kafka
             .get_or_try_init(|| async {
                 self.progress("starting kafka");
-                KafkaCluster::private(Nodes::One).await
+                warmed(KafkaCluster::private(Nodes::One).await?).await
             })
             .await
     }
@@ -85,7 +86,7 @@ impl Lab {
         self.proxied
             .get_or_try_init(|| async {
                 self.progress("starting kafka behind a proxy");
-                KafkaCluster::behind_proxies(Nodes::One, 0).await
+                warmed(KafkaCluster::behind_proxies(Nodes::One, 0).await?).await
             })
             .await
     }
@@ -120,6 +121,31 @@ impl Lab {
         )
     }
 }
+
+/// A JVM runs at full speed only once it has worked for a while.
+async fn warmed(kafka: KafkaCluster) -> Result<KafkaCluster> {
+    let topic = Topic::new(&kafka, 8).await?;
+    let producer: FutureProducer = kafka.client().set("enable.idempotence", "true").create()?;
+    let payload = [b'w'; 1024];
+    let end = Instant::now() + WARM_UP;
+    let mut index = 0_u64;
+    while Instant::now() < end {
+        let mut sent = vec![];
+        for _ in 0..5_000 {
+            index += 1;
+            let key = index.to_string();
+            let record = FutureRecord::to(&topic.name).key(&key).payload(&payload[..]);
+            sent.push(producer.send_result(record).map_err(|(error, _)| error)?);
+        }
+        for delivery in sent {
+            delivery.await?.map_err(|(error, _)| error)?;
+        }
+    }
+    topic.delete().await?;
+    Ok(kafka)
+}
+
+const WARM_UP: Duration = Duration::from_secs(8);
 
 /// As in production: what is committed survives the machine, and replicas can follow.
 fn options(engine: Engine) -> Options {

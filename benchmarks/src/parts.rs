@@ -8,6 +8,7 @@ mod live;
 pub(crate) mod memory;
 mod round_trip;
 mod shapes;
+mod statements;
 mod write_path;
 
 use std::{future::Future, pin::Pin};
@@ -27,6 +28,7 @@ type Running<'a> = Pin<Box<dyn Future<Output = Result<Page>> + 'a>>;
 /// All of them, in the order in which they run.
 pub(crate) const PARTS: &[Part] = &[
     Part { name: "drain", run: |lab| Box::pin(drain::run(lab)) },
+    Part { name: "statements", run: |lab| Box::pin(statements::run(lab)) },
     Part { name: "live", run: |lab| Box::pin(live::run(lab)) },
     Part { name: "flat-out", run: |lab| Box::pin(flat_out::run(lab)) },
     Part { name: "idle", run: |lab| Box::pin(idle::run(lab)) },

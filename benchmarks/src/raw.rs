@@ -192,14 +192,15 @@ pub(crate) async fn produce(
 }
 
 /// Reads, produces and deletes, all at once, over so many connections that delete. Gives the time
-/// from the first read to the last delete.
-pub(crate) async fn overlapped(
+/// from the first read to the last delete, and what `count` says then, while all threads live.
+pub(crate) async fn overlapped<T>(
     site: &Site,
     bootstrap: &str,
     topic: &str,
     rows: usize,
     deleters: usize,
-) -> Result<Duration> {
+    count: impl AsyncFnOnce() -> Result<T>,
+) -> Result<(Duration, T)> {
     let acked = Arc::new(Acked::default());
     let producer = producer(bootstrap, &acked)?;
     producer.client().fetch_metadata(Some(topic), Duration::from_secs(10))?;
@@ -268,7 +269,8 @@ pub(crate) async fn overlapped(
         delete.await??;
     }
     let took = began.elapsed();
+    let counted = count().await?;
     drop(producer);
     runtime.shutdown_background();
-    Ok(took)
+    Ok((took, counted))
 }

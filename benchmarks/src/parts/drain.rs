@@ -59,9 +59,11 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
                 ours.push(per_second(rows, time));
                 lab.progress(format!("{engine}: outbox {}/s", rate(per_second(rows, time))));
             } else {
-                let time =
-                    raw::overlapped(&site, kafka.bootstrap(), &topic.name, rows, DELETERS).await?;
-                limit_cpu += lab.cpu(engine).await? - before;
+                let count = async || lab.cpu(engine).await;
+                let bootstrap = kafka.bootstrap();
+                let (time, after) =
+                    raw::overlapped(&site, bootstrap, &topic.name, rows, DELETERS, count).await?;
+                limit_cpu += after - before;
                 limit.push(per_second(rows, time));
                 lab.progress(format!("{engine}: limit {}/s", rate(per_second(rows, time))));
             }

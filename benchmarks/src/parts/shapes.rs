@@ -179,8 +179,10 @@ pub(crate) async fn payloads(lab: &Lab) -> Result<Page> {
                 let topic = Topic::new(kafka, PARTITIONS).await?;
                 site.fill(&topic.name, backlog).await?;
                 let bootstrap = kafka.bootstrap();
-                let time =
-                    raw::overlapped(&site, bootstrap, &topic.name, backlog.rows, DELETERS).await?;
+                let count = async || Ok(());
+                let (time, ()) =
+                    raw::overlapped(&site, bootstrap, &topic.name, backlog.rows, DELETERS, count)
+                        .await?;
                 limit.push(per_second(backlog.rows, time));
                 topic.delete().await?;
             }
