@@ -606,9 +606,10 @@ impl Machine {
         let topic = self.topics.id(delivery.message.topic());
         let id = delivery.message.id();
         let key = KeyId::new(topic, delivery.message.key(), id);
-        let row = Row {
-            lane: delivery.lane,
-            epoch: self.leases.get(delivery.lane).map_or(0, |held| held.epoch),
+        let (position, lane) = (delivery.position, delivery.lane);
+        let mut row = Row {
+            lane,
+            epoch: self.leases.get(lane).map_or(0, |held| held.epoch),
             key,
             topic,
             id,
@@ -622,20 +623,21 @@ impl Machine {
             changed_at_claim: 0,
             added_at: now.saturating_sub(delivery.age),
         };
-        let position = delivery.position;
-        self.insert_row(position, row, now);
-        let waits = self.rows.get(&position).is_some_and(|row| row.parked_until.is_some());
-        let blocked = self.rows.get(&position).is_some_and(|row| row.state.held) || waits;
+        set_state(&mut row, delivery.state, now);
+        let blocked = row.state.held || row.parked_until.is_some();
         if !blocked && self.keeps_content(key, topic, now) {
-            self.load(position, delivery);
+            self.loaded_rows += 1;
+            self.loaded_bytes += row.bytes;
+            row.content = Some(Box::new(delivery));
         }
-        self.queue_or_bar(position, now);
+        self.rows.insert(position, row);
+        self.queue_or_bar(position, lane, now);
     }
 
     fn admit_unreadable(&mut self, unreadable: Unreadable, now: Time) {
         let topic = self.topics.id(&unreadable.topic);
         let key = KeyId::new(topic, unreadable.key.as_deref(), unreadable.id.message);
-        let row = Row {
+        let mut row = Row {
             lane: unreadable.lane,
             epoch: self.leases.get(unreadable.lane).map_or(0, |held| held.epoch),
             key,
@@ -651,15 +653,10 @@ impl Machine {
             changed_at_claim: 0,
             added_at: now.saturating_sub(unreadable.age),
         };
+        set_state(&mut row, unreadable.state, now);
         let position = unreadable.id.position;
-        self.insert_row(position, row, now);
-        self.queue_or_bar(position, now);
-    }
-
-    fn insert_row(&mut self, position: Position, mut row: Row, now: Time) {
-        let state = row.state;
-        set_state(&mut row, state, now);
         self.rows.insert(position, row);
+        self.queue_or_bar(position, unreadable.lane, now);
     }
 
     /// Beyond a small buffer, rows behind an outstanding, parked or held one of their key are kept
@@ -693,9 +690,7 @@ impl Machine {
         [unread, catching_up, fresh].into_iter().flatten().min().unwrap_or(Position(u64::MAX))
     }
 
-    fn queue_or_bar(&mut self, position: Position, now: Time) {
-        let Some(row) = self.rows.get(&position) else { return };
-        let lane = row.lane;
+    fn queue_or_bar(&mut self, position: Position, lane: Lane, now: Time) {
         let has_barrier = self.catch_up.is_some()
             || !self.fresh_lanes.is_empty()
             || self.lanes.get(&lane).is_some_and(|rows| !rows.unread.is_empty());

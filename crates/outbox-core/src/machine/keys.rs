@@ -8,8 +8,38 @@ use super::topics::TopicId;
 use crate::delivery::{Lane, Position};
 use crate::message::MessageId;
 
-/// Hash maps that iterate in the same order in every run: a simulated seed must replay.
-pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+/// Hash maps of numbers that iterate in the same order in every run: a simulated seed must replay.
+pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
+
+/// Hashes a number by one multiplication; the maps are asked some thirty times for each message.
+/// The numbers are positions, lanes, and hashes of keys, none of which an outsider chooses.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Mix(u64);
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Both halves of the product, since the map uses the low bits and the high ones.
+        let product = u128::from(self.0 ^ number ^ 0x2545_f491_4f6c_dd1d)
+            * u128::from(0x9e37_79b9_7f4a_7c15_u64);
+        self.0 = (product >> 64) as u64 ^ product as u64;
+    }
+}
 
 /// A (topic, key), as a hash. Two keys that collide share a gate: slower, never out of order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -73,15 +73,11 @@ impl Machine {
             return self.block(id, head, wait);
         }
         self.watched.remove(&head);
-        if let Some(key) = self.keys.get_mut(&id) {
-            key.blocked = false;
-        }
-        let Some(row) = self.rows.get(&head) else { return };
+        key.blocked = false;
         if row.unreadable.is_some() {
             return self.condemn_unreadable(head);
         }
         let ready = row.content.is_some();
-        let Some(key) = self.keys.get_mut(&id) else { return };
         match (ready, before) {
             (true, Place::Ready) | (false, Place::Thirsty) => key.place = before,
             (true, _) => {
@@ -108,11 +104,13 @@ impl Machine {
         }
     }
 
-    /// Lets keys of a topic try again, as many as it may send now.
+    /// Lets keys of a topic try again, as many as it may send now: more would only be put back,
+    /// key by key, each time an answer makes room for one.
     pub(super) fn unstall(&mut self, topic: TopicId, now: Time) {
         let bytes_share = self.bytes_share();
         let closed = self.topics.get(topic).is_closed();
-        let mut rounds = if closed { 1 } else { BATCH_ROWS };
+        let room = self.topics.get(topic).room();
+        let mut rounds = if closed { 1 } else { room.saturating_sub(self.ready.len()) };
         while rounds > 0 && self.topics.get(topic).allows(bytes_share, now) {
             let Some(id) = self.topics.get_mut(topic).stalled.pop_front() else { return };
             if self.keys.get(&id).is_some_and(|key| key.place == Place::Stalled) {
@@ -126,14 +124,43 @@ impl Machine {
     }
 
     pub(super) fn next_publish(&mut self, now: Time) -> Option<Action> {
-        if self.stage != Stage::Running || self.ready.is_empty() {
+        if self.stage != Stage::Running {
             return None;
         }
         let room = self.settings.rows_in_flight.saturating_sub(self.in_flight());
         let limit = self.circuit.allows(room.min(BATCH_ROWS), now);
+        let (mut entries, mut deliveries) = (Vec::new(), Vec::new());
+        while limit > 0 && entries.is_empty() {
+            if self.ready.is_empty() {
+                return None;
+            }
+            self.choose(limit, &mut entries, &mut deliveries, now);
+            if entries.is_empty() {
+                // Stale entries were counted as what their topic may send.
+                self.topics.ids().for_each(|topic| self.unstall(topic, now));
+            }
+        }
+        if entries.is_empty() {
+            return None;
+        }
+        self.circuit.sent();
+        let number = self.next_batch;
+        self.next_batch += 1;
+        self.offered += entries.len();
+        let open = entries.len();
+        self.batches.insert(number, Batch { entries, open, sent: now });
+        Some(Action::Publish(number, deliveries))
+    }
+
+    /// Takes up to `limit` messages whose turn it is.
+    fn choose(
+        &mut self,
+        limit: usize,
+        entries: &mut Vec<Option<Entry>>,
+        deliveries: &mut Vec<(Delivery, Time)>,
+        now: Time,
+    ) {
         let bytes_share = self.bytes_share();
-        let mut entries = Vec::new();
-        let mut deliveries = Vec::new();
         while entries.len() < limit {
             let Some(id) = self.ready.pop_front() else { break };
             let Some(key) = self.keys.get_mut(&id) else { continue };
@@ -163,16 +190,6 @@ impl Machine {
             }
             self.place(id, now);
         }
-        if entries.is_empty() {
-            return None;
-        }
-        self.circuit.sent();
-        let number = self.next_batch;
-        self.next_batch += 1;
-        self.offered += entries.len();
-        let open = entries.len();
-        self.batches.insert(number, Batch { entries, open, sent: now });
-        Some(Action::Publish(number, deliveries))
     }
 
     /// No topic may take the whole window, in bytes as in rows.
@@ -234,7 +251,6 @@ impl Machine {
             Outcome::Failed(kind, failure) => self.failed(&entry, kind, failure, sent, now),
         }
         self.place(entry.key, now);
-        self.unstall(entry.topic, now);
     }
 
     /// Whatever the broker did not answer may have been published.

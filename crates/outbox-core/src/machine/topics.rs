@@ -57,6 +57,11 @@ impl Topics {
     }
 
     pub(super) fn id(&mut self, name: &str) -> TopicId {
+        if let [only] = &*self.all
+            && *only.name == *name
+        {
+            return TopicId(0);
+        }
         if let Some(id) = self.by_name.get(name) {
             return *id;
         }
@@ -118,6 +123,11 @@ impl Topic {
             Some(closed) => !closed.probing && closed.probe_at <= now,
             None => self.offered < self.share && self.offered_bytes < bytes_share,
         }
+    }
+
+    /// How many more of its messages may be outstanding.
+    pub(super) fn room(&self) -> usize {
+        self.share.saturating_sub(self.offered)
     }
 
     pub(super) fn sent(&mut self, bytes: usize, now: Time) {
