@@ -67,15 +67,24 @@ impl<I: IntoIterator<Item = T> + Clone, T: Display> Display for List<I> {
     }
 }
 
+const PIECE: usize = 16;
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
 /// Bytes as a literal that no SQL mode and no character set changes.
 #[derive(Clone, Copy)]
 pub(crate) struct Hex<'a>(pub(crate) &'a [u8]);
 
 impl Display for Hex<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // By pieces: formatting byte by byte shows in the profile of a drain.
         f.write_str("x'")?;
-        for byte in self.0 {
-            write!(f, "{byte:02x}")?;
+        for piece in self.0.chunks(PIECE) {
+            let mut digits = [0; 2 * PIECE];
+            for (pair, byte) in digits.chunks_exact_mut(2).zip(piece) {
+                pair[0] = DIGITS[usize::from(byte >> 4)];
+                pair[1] = DIGITS[usize::from(byte & 15)];
+            }
+            f.write_str(std::str::from_utf8(&digits[..2 * piece.len()]).map_err(|_| fmt::Error)?)?;
         }
         f.write_char('\'')
     }
