@@ -1,6 +1,6 @@
 //! A backlog is drained: ours beside the limit, in pairs, and beside the usual loops.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use anyhow::Result;
 use integration_tests::{database::Engine, kafka::Kafka};
@@ -24,7 +24,7 @@ pub(crate) const DELETERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
-    let rows = lab.pick(60_000, 1_000_000);
+    let rows = lab.pick(200_000, 1_000_000);
     let mut page = Page::new("Drain");
     page.say(format!(
         "A backlog of {rows} messages of 1 KiB over 10,000 keys is published to {PARTITIONS} \
@@ -151,6 +151,9 @@ pub(crate) async fn drain(
     let done = relay.settled(rows, PATIENCE).await?;
     let cpu = lab.cpu(site.engine).await? - before;
     let time = done - relay.began;
+    let settles = relay.watched.settles.lock().map_or(0, |settles| settles.len());
+    let claims = relay.watched.claims.load(Relaxed);
+    lab.progress(format!("{}: {claims} claims, {settles} settles", site.engine));
     relay.stop().await?;
     Ok((time, cpu))
 }
