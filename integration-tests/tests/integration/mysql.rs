@@ -2,6 +2,7 @@
 
 mod adding;
 mod claiming;
+mod conformance;
 mod leasing;
 mod settling;
 
