@@ -3,8 +3,10 @@
 mod adding;
 mod claiming;
 mod conformance;
+mod lanes;
 mod leasing;
 mod settling;
+mod traffic;
 
 use std::time::Duration;
 
