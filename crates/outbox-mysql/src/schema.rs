@@ -1,6 +1,7 @@
 //! The tables: as text, created, checked.
 
 mod ddl;
+mod lanes;
 
 use std::num::NonZeroU16;
 
@@ -50,7 +51,8 @@ impl MySqlSchema {
     }
 
     /// Sets the number of lanes of a new outbox. It lives only in the tables afterwards: writer
-    /// and store read it there, or never need it.
+    /// and store read it there, or never need it, and [`change_lanes`](Self::change_lanes) changes
+    /// it.
     ///
     /// # Errors
     ///

@@ -2,8 +2,11 @@
 
 mod adding;
 mod claiming;
+mod conformance;
+mod lanes;
 mod leasing;
 mod settling;
+mod traffic;
 
 use std::time::Duration;
 

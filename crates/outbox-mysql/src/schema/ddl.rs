@@ -11,6 +11,11 @@ pub(super) fn lane_of(lanes: NonZeroU16) -> String {
     format!("CRC32(COALESCE(message_key, message_id)) MOD {lanes}")
 }
 
+/// The name of the CHECK that a row's lane is that of its key.
+pub(super) fn lane_check(tables: &Tables) -> String {
+    format!("{}outbox_lane_is_of_key", tables.prefix)
+}
+
 /// Version 1.
 ///
 /// Safe to run again after it stopped half way: MySQL commits every CREATE TABLE by itself.
@@ -18,6 +23,7 @@ pub(super) fn version_1(tables: &Tables, lanes: NonZeroU16) -> String {
     let crate::tables::Names { prefix, outbox, lane, worker, meta, held, dead, delivered } =
         &**tables;
     let lane_of_key = lane_of(lanes);
+    let lane_check = lane_check(tables);
     let rows: Vec<String> = (0..lanes.get()).map(|lane| format!("({lane})")).collect();
     let rows = rows.join(", ");
     format!(
@@ -42,7 +48,7 @@ CREATE TABLE IF NOT EXISTS {outbox} (
   revision INT UNSIGNED NOT NULL DEFAULT 0,
   retried BOOLEAN NOT NULL DEFAULT FALSE,
   PRIMARY KEY (id),
-  CONSTRAINT {prefix}outbox_lane_is_of_key CHECK (lane = {lane_of_key}),
+  CONSTRAINT {lane_check} CHECK (lane = {lane_of_key}),
   CONSTRAINT {prefix}outbox_topic_fits CHECK (OCTET_LENGTH(topic) BETWEEN 1 AND 249),
   CONSTRAINT {prefix}outbox_key_fits CHECK (OCTET_LENGTH(message_key) <= 1024),
   CONSTRAINT {prefix}outbox_headers_fit CHECK (OCTET_LENGTH(headers) <= 65536),
