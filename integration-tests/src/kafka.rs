@@ -1,5 +1,7 @@
 //! Apache Kafka, shared or a test's own.
 
+mod acl;
+
 use std::{
     net::SocketAddr,
     ops::Deref,
@@ -20,6 +22,8 @@ use crate::{
     native::{self, Server, kafka::Node},
     proxy::Proxy,
 };
+
+pub use acl::AUTHORIZER;
 
 /// A cluster that answers.
 ///
@@ -111,6 +115,22 @@ impl Kafka {
         }
         self.leaders(&name, partitions.try_into()?).await?;
         Ok(name)
+    }
+
+    /// The partitions of a topic that a node leads.
+    ///
+    /// # Errors
+    ///
+    /// When no broker answers.
+    pub async fn led_by(&self, topic: &str, node: i32) -> Result<Vec<i32>> {
+        let (client, topic) = (self.client(), topic.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = client.create()?;
+            let metadata = consumer.fetch_metadata(Some(&topic), METADATA)?;
+            let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+            Ok(partitions.filter(|one| one.leader() == node).map(|one| one.id()).collect())
+        })
+        .await?
     }
 
     async fn leaders(&self, topic: &str, partitions: usize) -> Result<()> {

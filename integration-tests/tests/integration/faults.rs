@@ -1,6 +1,10 @@
 //! The whole path while parts of it stop, break and come back.
 
+mod hot_key;
 mod outages;
+mod partial;
+mod refused;
+mod sharing;
 
 use anyhow::{Result, ensure};
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{database::Database, kafka::Kafka};
-use outbox_core::MessageId;
+use outbox_core::{Message, MessageId};
 use outbox_mysql::sqlx::{self, AssertSqlSafe, Connection, MySqlConnection};
 use outbox_mysql::{MySqlOutbox, MySqlSchema, MySqlWriter};
 use tokio::sync::{Mutex, MutexGuard};
@@ -43,8 +43,16 @@ pub(crate) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    /// Waits for its turn: runs that load all processors come one after another.
     pub(crate) async fn new(database: &Database, kafka: &'a Kafka) -> Result<Self> {
+        Self::on_topic(database, kafka, kafka.create_topic("world", PARTITIONS).await?).await
+    }
+
+    /// Waits for its turn: runs that load all processors come one after another.
+    pub(crate) async fn on_topic(
+        database: &Database,
+        kafka: &'a Kafka,
+        topic: String,
+    ) -> Result<Self> {
         static TURN: Mutex<()> = Mutex::const_new(());
         let turn = TURN.lock().await;
         let url = database.create_database().await?;
@@ -59,12 +67,19 @@ impl<'a> World<'a> {
             rows.join(", ")
         );
         sqlx::raw_sql(AssertSqlSafe(tables)).execute(&mut connection).await?;
-        let topic = kafka.create_topic("world", PARTITIONS).await?;
         Ok(Self { url, kafka, topic, _turn: turn })
     }
 
     pub(crate) fn outbox(&self) -> MySqlOutbox {
         MySqlOutbox::new(MySqlWriter::new(&MySqlSchema::new()))
+    }
+
+    /// Adds messages in a transaction of their own. The ledger knows nothing of them.
+    pub(crate) async fn add(&self, messages: Vec<Message>) -> Result<()> {
+        let mut connection = self.connect().await?;
+        let mut tx = connection.begin().await?;
+        self.outbox().add_all(&mut tx, messages).await?;
+        Ok(tx.commit().await?)
     }
 
     /// A connection of the application.

@@ -5,7 +5,7 @@
 use std::env;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use integration_tests::{
     database::{Database, Engine, Options},
     kafka::{KafkaCluster, Nodes},
@@ -29,15 +29,16 @@ fn outage() -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn is_published(event: &Event) -> bool {
-    matches!(event, Event::Published { .. })
-}
-
 /// How long after `moment` a message was first acknowledged.
 async fn resumes(worker: &Worker, moment: Instant) -> Result<Duration> {
-    let first = || worker.times(is_published).into_iter().find(|time| *time > moment);
-    until("a message is delivered", PATIENCE, || first().is_some()).await?;
-    Ok(first().map_or(PATIENCE, |time| time - moment))
+    let since = || {
+        worker.collect(|time, event| match event {
+            Event::Published { .. } => time.checked_duration_since(moment),
+            _ => None,
+        })
+    };
+    until("a message is delivered", PATIENCE, || !since().is_empty()).await?;
+    since().into_iter().min().context("a delivery")
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -55,7 +56,7 @@ async fn kafka_is_gone(engine: Engine, stop: Stop) -> Result<()> {
     }
     let cluster = KafkaCluster::private(Nodes::One).await?;
     let world = World::new(database, &cluster).await?;
-    let worker = Worker::start(&world)?;
+    let mut worker = Worker::start(&world)?;
     let mut writers = Writers::start(&world, &world.outbox(), &Load::default());
     writers.pace(LOAD);
     resumes(&worker, Instant::now()).await?;
@@ -103,7 +104,7 @@ async fn database_is_gone(engine: Engine) -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
     let database = Database::private(engine, Options::fast()).await?;
     let world = World::new(&database, kafka).await?;
-    let worker = Worker::start(&world)?;
+    let mut worker = Worker::start(&world)?;
     let load = Load { survives: true, ..Load::default() };
     let mut writers = Writers::start(&world, &world.outbox(), &load);
     writers.pace(LOAD);
@@ -115,6 +116,7 @@ async fn database_is_gone(engine: Engine) -> Result<()> {
     database.server().start().await?;
     let back = Instant::now();
     let resumed = resumes(&worker, back).await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     no_attempt_is_counted(&world).await?;
     let tally = writers.end().await?;
     let emptied = world.until_empty().await?;

@@ -28,7 +28,12 @@ pub(crate) struct Relay(pub(crate) Process);
 
 impl Relay {
     pub(crate) fn start(world: &World<'_>) -> Result<Self> {
-        let rows = ROWS_IN_FLIGHT.to_string();
+        Self::start_with(world, ROWS_IN_FLIGHT)
+    }
+
+    /// Starts one with another window.
+    pub(crate) fn start_with(world: &World<'_>, rows_in_flight: usize) -> Result<Self> {
+        let rows = rows_in_flight.to_string();
         let variables = [
             ("DATABASE_URL", world.url.as_str()),
             ("KAFKA_BOOTSTRAP", world.kafka.bootstrap()),
@@ -58,8 +63,28 @@ impl Relay {
         Ok(())
     }
 
+    /// How many lanes it has, by what it printed.
+    pub(crate) fn lanes(&self) -> usize {
+        self.0.lines().iter().fold(0, |lanes, line| {
+            let mut words = line.split(' ');
+            let word = words.next().unwrap_or_default();
+            let count: usize = words.next().and_then(|count| count.parse().ok()).unwrap_or(0);
+            match word {
+                "gained" => lanes + count,
+                "lost" | "released" => lanes.saturating_sub(count),
+                _ => lanes,
+            }
+        })
+    }
+
+    /// How many duplicates so many faults of the path excuse, with what it suffered meanwhile.
+    pub(crate) fn excused(&self, faults: usize) -> usize {
+        ROWS_IN_FLIGHT * (faults + self.count("lost"))
+            + self.count("publish failed: outcome is unknown")
+    }
+
     /// How many lines it printed that begin so.
-    pub(crate) fn count(&self, beginning: &str) -> usize {
+    fn count(&self, beginning: &str) -> usize {
         self.0.lines().iter().filter(|line| line.starts_with(beginning)).count()
     }
 }
@@ -75,7 +100,16 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts one on the world's database and cluster.
     pub(crate) fn start(world: &World<'_>) -> Result<Self> {
-        Self::between(&world.url, world.kafka.bootstrap())
+        Self::start_with(world, |builder| builder)
+    }
+
+    /// Starts one there, with further settings.
+    pub(crate) fn start_with(
+        world: &World<'_>,
+        set: impl FnOnce(DispatcherBuilder) -> DispatcherBuilder,
+    ) -> Result<Self> {
+        let few = |builder: DispatcherBuilder| set(builder.rows_in_flight(ROWS_IN_FLIGHT));
+        Self::run(store(&world.url)?, broker(world.kafka.bootstrap())?, few)
     }
 
     /// Starts one between that database and that cluster.
@@ -110,10 +144,14 @@ impl Worker {
         self.events.all().iter().filter(|(_, event)| is(event)).count()
     }
 
-    /// When events of that kind came.
-    pub(crate) fn times(&self, is: impl Fn(&Event) -> bool) -> Vec<Instant> {
-        let all = self.events.all();
-        all.iter().filter(|(_, event)| is(event)).map(|(time, _)| *time).collect()
+    /// What `pick` takes of its events and their times.
+    pub(crate) fn collect<T>(&self, pick: impl Fn(Instant, &Event) -> Option<T>) -> Vec<T> {
+        self.events.all().iter().filter_map(|(time, event)| pick(*time, event)).collect()
+    }
+
+    /// How many messages the broker acknowledged.
+    pub(crate) fn delivered(&self) -> usize {
+        self.count(|event| matches!(event, Event::Published { .. }))
     }
 
     /// Answers of the broker that leave open what became of a message.
@@ -129,7 +167,7 @@ impl Worker {
     }
 
     /// Asks it to stop, and waits until it has.
-    pub(crate) async fn stop(mut self) -> Result<Summary> {
+    pub(crate) async fn stop(&mut self) -> Result<Summary> {
         drop(self.stop.take());
         Ok(tokio::time::timeout(PATIENCE, &mut self.running).await.context("a shutdown")???)
     }
