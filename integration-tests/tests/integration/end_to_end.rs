@@ -24,7 +24,7 @@ fn messages() -> usize {
 async fn world(engine: Engine) -> Result<Option<World<'static>>> {
     let Some(database) = servers::database_of(engine).await else { return Ok(None) };
     let Some(kafka) = servers::kafka().await else { return Ok(None) };
-    World::new(database, kafka).await.map(Some)
+    World::alone(database, kafka).await.map(Some)
 }
 
 fn load() -> Load {

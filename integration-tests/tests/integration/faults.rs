@@ -5,6 +5,7 @@ mod outages;
 mod partial;
 mod refused;
 mod sharing;
+mod stopped;
 
 use anyhow::{Result, ensure};
 

@@ -17,7 +17,7 @@ use integration_tests::{database::Database, kafka::Kafka};
 use outbox_core::{Message, MessageId};
 use outbox_mysql::sqlx::{self, AssertSqlSafe, Connection, MySqlConnection};
 use outbox_mysql::{MySqlOutbox, MySqlSchema, MySqlWriter};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::history::{Appearance, Entry, judge};
 pub(crate) use self::history::{Report, Verdict};
@@ -39,22 +39,44 @@ pub(crate) struct World<'a> {
     pub(crate) url: String,
     pub(crate) kafka: &'a Kafka,
     pub(crate) topic: String,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
+}
+
+/// Runs that use all processors have them for themselves. Those that mostly wait overlap.
+static TURN: RwLock<()> = RwLock::const_new(());
+
+enum Turn {
+    Alone(#[expect(dead_code, reason = "a guard")] RwLockWriteGuard<'static, ()>),
+    Shared(#[expect(dead_code, reason = "a guard")] RwLockReadGuard<'static, ()>),
 }
 
 impl<'a> World<'a> {
+    /// For a run that mostly waits.
     pub(crate) async fn new(database: &Database, kafka: &'a Kafka) -> Result<Self> {
         Self::on_topic(database, kafka, kafka.create_topic("world", PARTITIONS).await?).await
     }
 
-    /// Waits for its turn: runs that load all processors come one after another.
+    /// For a run that mostly waits, on a topic of its own.
     pub(crate) async fn on_topic(
         database: &Database,
         kafka: &'a Kafka,
         topic: String,
     ) -> Result<Self> {
-        static TURN: Mutex<()> = Mutex::const_new(());
-        let turn = TURN.lock().await;
+        Self::made(database, kafka, topic, Turn::Shared(TURN.read().await)).await
+    }
+
+    /// For a run that uses all processors: waits until no other one runs.
+    pub(crate) async fn alone(database: &Database, kafka: &'a Kafka) -> Result<Self> {
+        let topic = kafka.create_topic("world", PARTITIONS).await?;
+        Self::made(database, kafka, topic, Turn::Alone(TURN.write().await)).await
+    }
+
+    async fn made(
+        database: &Database,
+        kafka: &'a Kafka,
+        topic: String,
+        turn: Turn,
+    ) -> Result<Self> {
         let url = database.create_database().await?;
         let mut connection = MySqlConnection::connect(&url).await?;
         MySqlSchema::new().migrate(&mut connection).await.context("migrate")?;

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{
-    database::Engine,
     kafka::{KafkaCluster, Nodes},
     servers::{self, Backend},
 };
@@ -44,14 +43,15 @@ async fn becomes_fair(workers: &[Worker]) -> Result<Duration> {
     fair.with_context(|| format!("{:?}", lanes(workers)))
 }
 
-async fn workers_join_and_die(engine: Engine) -> Result<()> {
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn lanes_are_shared_fairly_within_two_leases_and_stand_still() -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
-    let Some(database) = servers::database_of(engine).await else { return Ok(()) };
+    let Some(database) = servers::mysql().await else { return Ok(()) };
     let world = World::new(database, kafka).await?;
     let mut writers = Writers::start(&world, &world.outbox(), &Load::default());
     writers.pace(100);
     let mut workers = vec![];
-    let mut took = vec![];
+    let (mut took, mut later) = (vec![], 0);
     for count in [1, 2, 3, 5, 16, 17] {
         while workers.len() < count {
             workers.push(Worker::start(&world)?);
@@ -63,31 +63,21 @@ async fn workers_join_and_die(engine: Engine) -> Result<()> {
             worker.crash().await;
         }
         took.push((count, becomes_fair(&workers).await?));
-        // Lanes move once each here, and then stand still.
+        // From now on lanes stand still, but for what had been offered to the dead.
         let before = moves(&workers);
         tokio::time::sleep(LEASE / 2).await;
         let moved = moves(&workers) - before;
         ensure!(is_fair(&lanes(&workers)), "{:?} a while later", lanes(&workers));
-        ensure!(moved <= LANES / 4, "{moved} moves among {count} workers that have their share");
+        ensure!(moved <= LANES / 2, "{moved} moves among {count} workers that have their share");
+        later += moved;
     }
     writers.end().await?;
     world.until_empty().await?;
-    println!("{engine}, workers and the time until they share the lanes: {took:.1?}");
+    println!(
+        "workers and the time until they share the lanes: {took:.1?}; {later} moves \
+         afterwards"
+    );
     Ok(())
-}
-
-mod lanes_are_shared_fairly_within_two_leases_and_stand_still {
-    use super::*;
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn mariadb() -> Result<()> {
-        workers_join_and_die(Engine::MariaDb).await
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn mysql() -> Result<()> {
-        workers_join_and_die(Engine::MySql).await
-    }
 }
 
 /// How long a shutdown may take to wait for outcomes, and some statements more.
