@@ -668,6 +668,14 @@ impl Machine {
     fn pass_time(&mut self, now: Time) {
         let expired = self.leases.expire(now);
         self.lose(expired, now);
+        let troubled = self.claim_failing.is_some() || self.circuit.is_open();
+        if self.leases.len() == 0 && self.checked && troubled {
+            // Without lanes nothing shows that store and broker work again: a check must, or this
+            // worker would never take a lane again.
+            self.claim_failing = None;
+            self.checked = false;
+            self.check_at = now;
+        }
         while let Some(Reverse((time, key))) = self.parked.peek().copied() {
             if time > now {
                 break;
@@ -839,12 +847,6 @@ impl Machine {
             self.leases.remove(lease.lane);
             self.forget_lane(lease.lane, now);
             self.lanes.remove(&lease.lane);
-        }
-        if self.leases.len() == 0 && !self.is_healthy(now) {
-            // Without lanes nothing shows whether the broker works: a check must.
-            self.checked = false;
-            self.check_at = now;
-            self.claim_failing = None;
         }
         self.tell(Event::LanesReleased { lanes: leases.iter().map(|lease| lease.lane).collect() });
         self.releasing = true;
