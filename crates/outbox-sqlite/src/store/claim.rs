@@ -54,7 +54,10 @@ impl Plan {
             }
         }
         for condition in conditions(claim.sweep) {
-            plan.add(Part::Sweep, &format!("SELECT o.id, {SIZE} FROM {outbox} o WHERE {condition}"));
+            plan.add(
+                Part::Sweep,
+                &format!("SELECT o.id, {SIZE} FROM {outbox} o WHERE {condition}"),
+            );
         }
         for ids in claim.fetch.chunks(LIST) {
             let condition = format!("o.id IN ({})", List(ids.iter().copied().map(at)));
@@ -71,7 +74,9 @@ impl Plan {
             let ids = List(ids.iter().copied().map(at));
             plan.add(
                 Part::Watch,
-                &format!("SELECT o.id, o.message_id, {state} FROM {outbox} o WHERE o.id IN ({ids})"),
+                &format!(
+                    "SELECT o.id, o.message_id, {state} FROM {outbox} o WHERE o.id IN ({ids})"
+                ),
             );
         }
         if let Some(page) = claim.scan.as_ref().filter(|page| page.lanes.contains(&LANE)) {
@@ -118,9 +123,8 @@ fn conditions(spans: &[Span]) -> Vec<String> {
     let ids: Vec<u64> = narrow.iter().flat_map(|span| span.first.0..=span.last.0).collect();
     let lists = ids.chunks(LIST).map(|ids| format!("o.id IN ({})", List(ids)));
     let range = |span: &&Span| format!("o.id BETWEEN {} AND {}", at(span.first), at(span.last));
-    let ranges = wide
-        .chunks(RANGES)
-        .map(|spans| spans.iter().map(range).collect::<Vec<_>>().join(" OR "));
+    let ranges =
+        wide.chunks(RANGES).map(|spans| spans.iter().map(range).collect::<Vec<_>>().join(" OR "));
     lists.chain(ranges).collect()
 }
 
@@ -195,6 +199,9 @@ mod tests {
         let spans = [span(1, 2)];
         let page = Page::new(&[LANE], Position(7), 10);
         let claim = Claim::new(1_000).open(&spans).sweep(&spans).page(page);
-        assert_eq!(Plan::new(&Tables::new(), &claim).parts, [Part::Server, Part::Page, Part::Sweep]);
+        assert_eq!(
+            Plan::new(&Tables::new(), &claim).parts,
+            [Part::Server, Part::Page, Part::Sweep]
+        );
     }
 }
