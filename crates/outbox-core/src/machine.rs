@@ -544,7 +544,9 @@ impl Machine {
         }
         if self.claiming.is_none() && self.leases.len() > 0 && self.stage == Stage::Running {
             at(self.watch_at);
-            at(self.scan_at);
+            if self.may_scan() {
+                at(self.scan_at);
+            }
             if self.may_page(now) {
                 at(self.pace.next());
             }
@@ -555,7 +557,12 @@ impl Machine {
         if let Some(Reverse((time, _))) = self.parked.peek() {
             at(*time);
         }
-        for time in [self.circuit.probe_at(), self.topics.probe_at()].into_iter().flatten() {
+        // While the broker is down, no topic is probed on its own.
+        let probe = match self.circuit.is_open() {
+            true => self.circuit.probe_at().filter(|_| !self.ready.is_empty()),
+            false => self.topics.probe_at(),
+        };
+        if let Some(time) = probe {
             at(time);
         }
         if self.needs_check() {

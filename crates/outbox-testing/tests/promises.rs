@@ -57,7 +57,7 @@ fn dispatcher(store: &MemoryStore, broker: &MemoryBroker) -> Dispatcher {
 
 fn published_keys(broker: &MemoryBroker) -> Vec<String> {
     let key = |key: Option<Vec<u8>>| String::from_utf8(key.unwrap_or_default()).expect("text");
-    broker.published().into_iter().map(|p| key(p.key.map(Into::into))).collect()
+    broker.published().into_iter().map(|published| key(published.key)).collect()
 }
 
 #[tokio::test(start_paused = true)]

@@ -299,17 +299,20 @@ impl Machine {
         order.watch.extend(heads);
     }
 
+    pub(super) fn may_scan(&self) -> bool {
+        self.horizon.position() != Position::START && !self.circuit.is_open()
+    }
+
     /// A net for what no rule foresaw: a row that is visible, ours, and known to nobody.
     fn add_scan(&mut self, order: &mut ClaimOrder, now: Time) {
-        let through = self.horizon.position();
-        if self.scan_at > now || through == Position::START || self.circuit.is_open() {
+        if self.scan_at > now || !self.may_scan() {
             return;
         }
         self.scan_at = now + self.settings.scan_every;
         order.scan = Some(PageOrder {
             lanes: order.lanes.clone(),
             after: self.scan_after,
-            through,
+            through: self.horizon.position(),
             rows: SCAN_ROWS,
             catch_up: false,
         });
