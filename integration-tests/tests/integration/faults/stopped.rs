@@ -75,7 +75,7 @@ async fn a_worker_is_stopped(engine: Engine) -> Result<()> {
             ensure!(start.elapsed() < PATIENCE, "the lanes are not shared");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        stopped.0.signal(Signal::SIGSTOP)?;
+        stopped.process.signal(Signal::SIGSTOP)?;
         // Before the server ends its connections, after a lease.
         tokio::time::sleep(LEASE / 2).await;
         let idle = idle_transactions(&world).await?;
@@ -83,7 +83,7 @@ async fn a_worker_is_stopped(engine: Engine) -> Result<()> {
         moves.push(until_moved(&world, &worker).await?);
         // A while longer, so that the other one has published on the lanes.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        stopped.0.signal(Signal::SIGCONT)?;
+        stopped.process.signal(Signal::SIGCONT)?;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let tally = writers.end().await?;
