@@ -1,5 +1,6 @@
 //! The whole path while parts of it stop, break and come back.
 
+mod cut;
 mod hot_key;
 mod outages;
 mod partial;

@@ -84,7 +84,7 @@ async fn rows_behind_a_held_key_delay_no_other_key_and_fill_no_memory() -> Resul
     let relay = Relay::start_with(&world, 10_000)?;
     relay.gains().await?;
     latency(&world, "warm").await?;
-    let before = (latency(&world, "before").await?, relay.0.resident()?);
+    let before = (latency(&world, "before").await?, relay.process.resident()?);
 
     let row = |size: usize| Message::builder(&world.topic).key("held").payload(vec![b'x'; size]);
     world.add(vec![row(5_000).build()?]).await?;
@@ -96,8 +96,8 @@ async fn rows_behind_a_held_key_delay_no_other_key_and_fill_no_memory() -> Resul
     }
     // The first of these comes once all rows before it have been read.
     latency(&world, "read").await?;
-    let after = (latency(&world, "after").await?, relay.0.resident()?);
-    let later = (latency(&world, "later").await?, relay.0.resident()?);
+    let after = (latency(&world, "after").await?, relay.process.resident()?);
+    let later = (latency(&world, "later").await?, relay.process.resident()?);
     let waiting = world.number("SELECT COUNT(*) FROM outbox").await?;
     let attempts = "SELECT CAST(SUM(attempts) AS SIGNED) FROM outbox";
     let attempts = world.number(attempts).await?;

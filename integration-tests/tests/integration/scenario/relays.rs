@@ -24,7 +24,10 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_millis(1_500);
 pub(crate) const ROWS_IN_FLIGHT: usize = 100;
 
 /// A relay in a process of its own.
-pub(crate) struct Relay(pub(crate) Process);
+pub(crate) struct Relay {
+    pub(crate) process: Process,
+    rows_in_flight: usize,
+}
 
 impl Relay {
     pub(crate) fn start(world: &World<'_>) -> Result<Self> {
@@ -39,33 +42,34 @@ impl Relay {
             ("KAFKA_BOOTSTRAP", world.kafka.bootstrap()),
             ("RELAY_ROWS_IN_FLIGHT", &rows),
         ];
-        Ok(Self(Process::spawn(env!("CARGO_BIN_EXE_relay"), [""; 0], variables)?))
+        let process = Process::spawn(env!("CARGO_BIN_EXE_relay"), [""; 0], variables)?;
+        Ok(Self { process, rows_in_flight })
     }
 
     /// Waits until it has lanes.
     pub(crate) async fn gains(&self) -> Result<()> {
-        self.0.line_with("gained", PATIENCE).await?;
+        self.process.line_with("gained", PATIENCE).await?;
         Ok(())
     }
 
     pub(crate) async fn kill(&self) -> Result<()> {
-        self.0.signal(Signal::SIGKILL)?;
-        let status = self.0.end(PATIENCE).await?;
+        self.process.signal(Signal::SIGKILL)?;
+        let status = self.process.end(PATIENCE).await?;
         ensure!(was_ended_by(status, Signal::SIGKILL), "{status}");
         Ok(())
     }
 
     /// Asks it to stop, and waits until it has.
     pub(crate) async fn stop(&self) -> Result<()> {
-        self.0.signal(Signal::SIGTERM)?;
-        let status = self.0.end(PATIENCE).await?;
-        ensure!(status.success(), "a relay ended by {status}: {:?}", self.0.lines());
+        self.process.signal(Signal::SIGTERM)?;
+        let status = self.process.end(PATIENCE).await?;
+        ensure!(status.success(), "a relay ended by {status}: {:?}", self.process.lines());
         Ok(())
     }
 
     /// How many lanes it has, by what it printed.
     pub(crate) fn lanes(&self) -> usize {
-        self.0.lines().iter().fold(0, |lanes, line| {
+        self.process.lines().iter().fold(0, |lanes, line| {
             let mut words = line.split(' ');
             let word = words.next().unwrap_or_default();
             let count: usize = words.next().and_then(|count| count.parse().ok()).unwrap_or(0);
@@ -79,13 +83,13 @@ impl Relay {
 
     /// How many duplicates so many faults of the path excuse, with what it suffered meanwhile.
     pub(crate) fn excused(&self, faults: usize) -> usize {
-        ROWS_IN_FLIGHT * (faults + self.count("lost"))
+        self.rows_in_flight * (faults + self.count("lost"))
             + self.count("publish failed: outcome is unknown")
     }
 
     /// How many lines it printed that begin so.
     fn count(&self, beginning: &str) -> usize {
-        self.0.lines().iter().filter(|line| line.starts_with(beginning)).count()
+        self.process.lines().iter().filter(|line| line.starts_with(beginning)).count()
     }
 }
 

@@ -29,11 +29,13 @@ pub(crate) struct Load {
     /// Whether the database may go away: a writer then connects again and goes on. Otherwise any
     /// error of a transaction is one of the test.
     pub(crate) survives: bool,
+    /// Another way to the world's database.
+    pub(crate) through: Option<String>,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { writers: 8, messages: 1..=3, survives: false }
+        Self { writers: 8, messages: 1..=3, survives: false, through: None }
     }
 }
 
@@ -64,7 +66,7 @@ impl Writers {
         let mut tasks = JoinSet::new();
         for _ in 0..load.writers {
             let writer = Writer {
-                url: world.url.clone(),
+                url: load.through.clone().unwrap_or_else(|| world.url.clone()),
                 topic: world.topic.clone(),
                 outbox: outbox.clone(),
                 load: load.clone(),
