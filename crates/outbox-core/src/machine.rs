@@ -37,6 +37,7 @@ use crate::delivery::{Delivery, Failure, Lane, Lease, Position, RowState, Span, 
 use crate::message::MessageId;
 use crate::observe::{Event, Step};
 use crate::retry::{Retention, RetryPolicy, TopicPolicy};
+use crate::seeded::seeded;
 use crate::status::{Health, Status};
 use crate::store::{
     Backlog, Claim, ClaimReply, Delivered, Failed, Page, Purge, Settle, Settled, Standing,
@@ -649,6 +650,9 @@ impl Machine {
 
     /// Whether this worker makes progress: lanes go to those that do.
     fn is_healthy(&self, now: Time) -> bool {
+        if seeded!("sick-worker-keeps-its-lanes") {
+            return true;
+        }
         let limit = self.settings.lease / 3;
         let for_long = |since: Option<Time>| since.is_some_and(|s| now.saturating_sub(s) >= limit);
         self.checked
@@ -734,7 +738,9 @@ impl Machine {
             let healthy = self.is_healthy(now);
             self.leases.hand_over(now, healthy);
             let kept = self.leases.keep_on();
-            self.fresh_lanes.extend(kept);
+            if !seeded!("no-catch-up-after-a-hand-over") {
+                self.fresh_lanes.extend(kept);
+            }
         }
         for key in std::mem::take(&mut self.stalled_by_lane) {
             self.place(key, now);
@@ -784,7 +790,7 @@ impl Machine {
             self.catch_up = None;
             self.fresh_lanes.clear();
         } else {
-            self.fresh_lanes.extend(&gained);
+            self.fresh_lanes.extend(gained.iter().filter(|_| !seeded!("no-catch-up")));
         }
         for lane in &gained {
             self.lanes.insert(*lane, LaneRows::default());
@@ -843,7 +849,8 @@ impl Machine {
             let Some(since) = held.draining else { continue };
             let waited = now.saturating_sub(since) >= patience;
             let busy = self.batches.values().any(|batch| batch.has_lane(lane));
-            if !busy && (waited || !self.unsettled.has_lane(lane)) {
+            let idle = !busy && (waited || !self.unsettled.has_lane(lane));
+            if idle || seeded!("hand-over-without-draining") {
                 leases.push(Lease::new(lane, held.epoch));
             }
         }
@@ -960,6 +967,11 @@ impl Machine {
             Stage::Running if self.settings.until_empty && self.is_done() => {
                 self.shut_down(now);
                 self.next_step_down(now)
+            }
+            Stage::Draining(_) if seeded!("release-before-the-answers") => {
+                self.stage = Stage::Releasing;
+                self.releasing = true;
+                Some(Action::Release(self.leases.all(), true))
             }
             Stage::Draining(until) if self.offered == 0 || until <= now => {
                 self.stage = Stage::Closing(now);
