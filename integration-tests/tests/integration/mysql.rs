@@ -3,6 +3,7 @@
 mod adding;
 mod claiming;
 mod conformance;
+mod grants;
 mod lanes;
 mod leasing;
 mod settling;
