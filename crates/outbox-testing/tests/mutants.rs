@@ -3,9 +3,9 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::panic::catch_unwind;
+use std::panic::{RefUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox_core::broker::{BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind};
 use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery};
@@ -69,12 +69,21 @@ thread_local! {
 }
 
 #[track_caller]
-fn assert_finds<C: Future<Output = ()>>(bug: Bug, case: fn() -> C) {
+fn assert_finds<C: Future<Output = ()>>(bug: Bug, case: impl Fn() -> C + RefUnwindSafe) {
     conformance::run(case()); // Passes without the defect.
+    let began = Instant::now();
     BUG.set(Some(bug));
     let found = catch_unwind(|| conformance::run(case())).is_err();
     BUG.set(None);
     assert!(found, "{bug:?} was not found");
+    // For the table of `cargo xtask seeded-bugs`.
+    println!("\nbug\t{bug:?}\t{}\t{:.1}", name_of(&case), began.elapsed().as_secs_f64());
+}
+
+fn name_of<T>(_: &T) -> &'static str {
+    let path = std::any::type_name::<T>();
+    let path = path.split('<').next().unwrap_or(path);
+    path.split_once("conformance::").map_or(path, |(_, name)| name)
 }
 
 fn has(bug: Bug) -> bool {

@@ -18,7 +18,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
-    message::Headers,
+    message::{BorrowedMessage, Headers},
 };
 
 /// Long enough for a leader to move.
@@ -67,6 +67,17 @@ async fn publish_until_delivered(broker: &KafkaBroker, message: &Message) -> Dur
 
 /// Everything in a topic, partition by partition.
 pub(crate) async fn read(kafka: &Kafka, topic: &str) -> Result<Vec<Published>> {
+    let mut records = read_all(kafka, topic, |record| published(record)).await?;
+    records.sort_by_key(|record| (record.partition, record.offset));
+    Ok(records)
+}
+
+/// What `take` takes of each record of a topic.
+pub(crate) async fn read_all<T: Send + 'static>(
+    kafka: &Kafka,
+    topic: &str,
+    take: impl Fn(&BorrowedMessage<'_>) -> T + Send + 'static,
+) -> Result<Vec<T>> {
     let mut client = kafka.client();
     client.set("group.id", "reader").set("enable.partition.eof", "true");
     let topic = topic.to_owned();
@@ -84,12 +95,11 @@ pub(crate) async fn read(kafka: &Kafka, topic: &str) -> Result<Vec<Published>> {
         while ends < partitions.len() {
             anyhow::ensure!(Instant::now() < deadline, "{topic} cannot be read to its end");
             match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(record)) => records.push(published(&record)),
+                Some(Ok(record)) => records.push(take(&record)),
                 Some(Err(_)) => ends += 1,
                 None => {}
             }
         }
-        records.sort_by_key(|record| (record.partition, record.offset));
         Ok(records)
     })
     .await?
@@ -117,7 +127,12 @@ async fn keys(kafka: &Kafka, topic: &str) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-async fn create_topic(kafka: &Kafka, name: &str, partitions: i32, replicas: i32) -> Result<()> {
+pub(crate) async fn create_topic(
+    kafka: &Kafka,
+    name: &str,
+    partitions: i32,
+    replicas: i32,
+) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
     for outcome in admin.create_topics([&topic], &AdminOptions::new()).await? {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Time;
 use crate::delivery::{Lane, Lease, WorkerId};
+use crate::seeded::seeded;
 use crate::store::{LaneRecord, Standing, TakeOver};
 
 #[derive(Debug)]
@@ -34,6 +35,8 @@ struct Observed {
     epoch: u64,
     stamp: u64,
     since: Time,
+    /// Whether its owner renewed it since we know of that owner: until then it may be dead.
+    renewed: bool,
 }
 
 /// What a keep changed.
@@ -93,7 +96,7 @@ impl Leases {
             return Vec::new();
         }
         let lanes = self.standing.lanes.len();
-        let share = lanes.div_ceil(self.live_healthy(true));
+        let share = self.share();
         let kept = self.iter().filter(|(_, held)| held.draining.is_none()).count();
         let room = share.saturating_sub(kept + self.adopted.len());
         // Different workers start at different lanes, so that they seldom collide.
@@ -136,6 +139,7 @@ impl Leases {
         now: Time,
     ) -> Changes {
         let mut changes = Changes::default();
+        let sent = if seeded!("deadline-after-the-reply") { now } else { sent };
         self.adopted.clear();
         for record in &standing.lanes {
             let lane = record.lane;
@@ -163,12 +167,14 @@ impl Leases {
                 None if ours => self.adopted.push(lease),
                 None => {}
             }
-            let seen = Observed { epoch: record.epoch, stamp: record.stamp, since: now };
-            match self.observed.get(&lane) {
-                Some(o) if o.epoch == record.epoch && o.stamp == record.stamp => {}
-                _ => {
-                    self.observed.insert(lane, seen);
-                }
+            let (alive, same) = match self.observed.get(&lane) {
+                Some(o) if o.epoch == record.epoch => (true, o.stamp == record.stamp),
+                _ => (false, false),
+            };
+            if !same {
+                let Lease { epoch, .. } = lease;
+                let seen = Observed { epoch, stamp: record.stamp, since: now, renewed: alive };
+                self.observed.insert(lane, seen);
             }
         }
         self.standing = standing;
@@ -185,8 +191,18 @@ impl Leases {
         gone
     }
 
+    /// How many lanes we take at most: all that are ours to have, but not what another live worker
+    /// is short of. That worker may be dead without anybody knowing yet, and what was handed over
+    /// for it would come back to us at once, for as long as its lease runs.
+    fn share(&self) -> usize {
+        let (lanes, workers) = (self.standing.lanes.len(), self.live_healthy(true));
+        let floor = lanes / workers;
+        if self.somebody_is_below(floor) { floor } else { lanes.div_ceil(workers) }
+    }
+
     /// Begins to hand lanes over: all of them when we make no progress and a healthy worker lives,
-    /// else those above our share, and one above the floor while a healthy worker is below it.
+    /// else those above our share, and one above the floor while a healthy worker is below it and
+    /// has no free lane to take.
     pub(super) fn hand_over(&mut self, now: Time, healthy: bool) {
         let lanes = self.standing.lanes.len();
         let others = self.live_healthy(false);
@@ -194,9 +210,9 @@ impl Leases {
             return;
         }
         let keep = if healthy {
-            let workers = others + 1;
-            let floor = lanes / workers;
-            if self.somebody_is_below(floor) { floor } else { lanes.div_ceil(workers) }
+            let free = self.standing.lanes.iter().any(|record| record.owner.is_none());
+            let draining = self.held.values().any(|held| held.draining.is_some());
+            if free || draining { lanes.div_ceil(others + 1) } else { self.share() }
         } else {
             0
         };
@@ -229,15 +245,13 @@ impl Leases {
     }
 
     fn somebody_is_below(&self, floor: usize) -> bool {
-        let draining = self.held.values().any(|held| held.draining.is_some());
-        !draining
-            && self.standing.workers.iter().any(|worker| {
-                let owned = |lane: &&LaneRecord| lane.owner == Some(worker.worker);
-                worker.worker != self.me
-                    && worker.healthy
-                    && worker.seen < self.ttl
-                    && self.standing.lanes.iter().filter(owned).count() < floor
-            })
+        self.standing.workers.iter().any(|worker| {
+            let owned = |lane: &&LaneRecord| lane.owner == Some(worker.worker);
+            worker.worker != self.me
+                && worker.healthy
+                && worker.seen < self.ttl
+                && self.standing.lanes.iter().filter(owned).count() < floor
+        })
     }
 
     /// Live healthy workers; `with_me` counts us whatever the store says.
@@ -262,12 +276,14 @@ impl Leases {
         })
     }
 
-    /// Whether every lane is ours or owned by a worker that lives.
+    /// Whether every lane is ours or owned by a worker that was seen to live.
     pub(super) fn all_served(&self) -> bool {
         !self.standing.lanes.is_empty()
             && self.standing.lanes.iter().all(|record| match record.owner {
                 Some(owner) if owner == self.me => self.held.contains_key(&record.lane),
-                Some(_) => !record.expired,
+                Some(_) => {
+                    !record.expired && self.observed.get(&record.lane).is_some_and(|o| o.renewed)
+                }
                 None => false,
             })
     }
@@ -336,6 +352,24 @@ mod tests {
             run(&mut table, &mut workers, 30, 60);
             let after: usize = workers.iter().map(|worker| worker.hand_overs).sum();
             assert_eq!(before, after, "hand-overs go on with {count} workers");
+        }
+    }
+
+    #[test]
+    fn lanes_offered_to_a_worker_that_died_do_not_go_to_and_fro() {
+        for (count, dies_at) in [(3_u8, 1), (3, 2), (3, 30), (5, 1), (5, 3), (16, 2), (17, 2)] {
+            let mut table = LeaseTable::new(NonZeroU16::new(16).unwrap());
+            let mut workers: Vec<Worker> = (1..count).map(Worker::new).collect();
+            run(&mut table, &mut workers, 0, 30);
+            workers.push(Worker::new(count));
+            run(&mut table, &mut workers, 30, dies_at);
+            workers.pop();
+            let before: usize = workers.iter().map(|worker| worker.hand_overs).sum();
+            run(&mut table, &mut workers, 30 + dies_at, 15);
+            let moved = workers.iter().map(|worker| worker.hand_overs).sum::<usize>() - before;
+            assert!(moved <= 16, "{count} workers, dead after {dies_at} s: {moved} hand-overs");
+            let owned: usize = workers.iter().map(|worker| worker.leases.len()).sum();
+            assert_eq!(owned, 16, "{count} workers, dead after {dies_at} s");
         }
     }
 

@@ -125,6 +125,7 @@ macro_rules! store_conformance {
             a_failure_of_another_message_is_refused,
             a_delivered_row_is_archived_when_asked,
             a_retry_records_attempts_and_wait,
+            a_failure_leaves_the_age_of_a_row,
             a_held_row_stays_in_its_place,
             a_dead_row_moves_to_the_dead_letters,
             a_stale_epoch_changes_nothing,

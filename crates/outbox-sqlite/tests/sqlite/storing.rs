@@ -1,0 +1,3 @@
+//! What is particular to the store on SQLite.
+
+use super::*;
