@@ -187,3 +187,15 @@ impl Store for MySqlStore {
         Ok(backlog)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_password() {
+        let options = "mysql://user:secret@host/shop".parse().unwrap();
+        let store = MySqlStore::from_options(options, &MySqlSchema::new());
+        assert!(!format!("{store:?}").contains("secret"));
+    }
+}

@@ -88,7 +88,8 @@ async fn delivered_rows_that_are_not_purged_do_not_slow_a_claim(engine: Engine) 
     // The same trickle for both at once: whatever disturbs one disturbs the other.
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
-        (fresh_claims.take(), used_claims.take());
+        fresh_claims.take();
+        used_claims.take();
         for n in 0..MESSAGES_A_ROUND {
             let key = n.to_string();
             tokio::try_join!(fresh.add(vec![message(&key)]), used.add(vec![message(&key)]))?;
