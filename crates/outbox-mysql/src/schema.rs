@@ -93,7 +93,8 @@ impl MySqlSchema {
             let version = self.version(connection).await?;
             let ddl = self.sql_from(version)?;
             if !ddl.is_empty() {
-                run(connection, ddl).await?;
+                // Statements commit by themselves unless autocommit is off.
+                run(connection, format!("{ddl}COMMIT")).await?;
             }
             self.check(connection).await
         };

@@ -79,6 +79,11 @@ pub(super) struct Written {
 
 impl Writers {
     pub(super) async fn start(lab: &Lab, count: usize) -> Result<Self> {
+        Self::start_with(lab, count, "DO 0").await
+    }
+
+    /// Starts writers that run a statement first.
+    pub(super) async fn start_with(lab: &Lab, count: usize, first: &str) -> Result<Self> {
         let rows: Vec<_> = (0..count * AGGREGATES).map(|id| format!("({id}, 0)")).collect();
         let mut connection = lab.connect().await?;
         let table = "CREATE TABLE aggregate (id INT PRIMARY KEY, version BIGINT NOT NULL)";
@@ -88,6 +93,7 @@ impl Writers {
         let (mut running, mut connections) = (JoinSet::new(), Vec::new());
         for writer in 0..count {
             let mut connection = lab.connect().await?;
+            run(&mut connection, first).await?;
             let id: u64 = sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS UNSIGNED)")
                 .fetch_one(&mut connection)
                 .await?;
