@@ -2,6 +2,7 @@
 
 mod adding;
 mod claiming;
+mod inbox;
 mod leasing;
 mod settling;
 
