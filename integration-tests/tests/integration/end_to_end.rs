@@ -3,7 +3,7 @@
 //!
 //! `OUTBOX_E2E_MESSAGES` says how many messages are written at least; 10,000 without it.
 
-mod history;
+pub(crate) mod history;
 
 use std::env;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use outbox_core::{Delivery, Lane, Message, Position};
 use outbox_kafka::{KafkaBroker, KafkaBuilder};
 use outbox_testing::Published;
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
@@ -67,7 +67,11 @@ async fn publish_until_delivered(broker: &KafkaBroker, message: &Message) -> Dur
 
 /// Everything in a topic, partition by partition.
 pub(crate) async fn read(kafka: &Kafka, topic: &str) -> Result<Vec<Published>> {
-    let mut client = kafka.client();
+    read_with(kafka.client(), topic).await
+}
+
+/// The same, with a client that knows its cluster.
+pub(crate) async fn read_with(mut client: ClientConfig, topic: &str) -> Result<Vec<Published>> {
     client.set("group.id", "reader").set("enable.partition.eof", "true");
     let topic = topic.to_owned();
     tokio::task::spawn_blocking(move || {

@@ -5,3 +5,4 @@ mod kafka;
 mod kafka_conformance;
 mod mysql;
 mod provisioning;
+mod sqlite;
