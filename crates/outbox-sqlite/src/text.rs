@@ -14,7 +14,8 @@ use crate::error::store_error;
 
 /// Microseconds since 1970 in UTC, by SQLite's clock, which knows milliseconds. Written so that
 /// every version of SQLite understands it: as a default it runs in other programs as well.
-pub(crate) const NOW: &str = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000";
+pub(crate) const NOW: &str =
+    "CAST(ROUND((julianday('now') - 2440587.5) * 86400000) AS INTEGER) * 1000";
 
 /// The longest `IN` list.
 pub(crate) const LIST: usize = 900;

@@ -5,7 +5,7 @@
 
 use outbox_core::delivery::{Position, RowId, Span};
 use outbox_core::message::MessageId;
-use outbox_core::store::{Claim, ClaimReply, Page, StoreError, Watched};
+use outbox_core::store::{Claim, ClaimReply, Claimed, Page, StoreError, Watched};
 use sqlx::sqlite::SqliteRow;
 
 use super::row::{self, LANE, SIZE, at, read_state, read_swept};
@@ -54,7 +54,10 @@ impl Plan {
             }
         }
         for condition in conditions(claim.sweep) {
-            plan.add(Part::Sweep, &format!("SELECT o.id, {SIZE} FROM {outbox} o WHERE {condition}"));
+            plan.add(
+                Part::Sweep,
+                &format!("SELECT o.id, {SIZE} FROM {outbox} o WHERE {condition}"),
+            );
         }
         for ids in claim.fetch.chunks(LIST) {
             let condition = format!("o.id IN ({})", List(ids.iter().copied().map(at)));
@@ -71,7 +74,9 @@ impl Plan {
             let ids = List(ids.iter().copied().map(at));
             plan.add(
                 Part::Watch,
-                &format!("SELECT o.id, o.message_id, {state} FROM {outbox} o WHERE o.id IN ({ids})"),
+                &format!(
+                    "SELECT o.id, o.message_id, {state} FROM {outbox} o WHERE o.id IN ({ids})"
+                ),
             );
         }
         if let Some(page) = claim.scan.as_ref().filter(|page| page.lanes.contains(&LANE)) {
@@ -98,7 +103,7 @@ fn place(page: &Page<'_>) -> String {
 
 /// At most `rows` rows with their content, as far as the budget goes. Half of it is shared out
 /// evenly, so that small rows never wait for a large one before them; the other half goes to
-/// whoever comes first.
+/// whoever comes first. Unordered: SQLite would sort the rows together with their content.
 fn content_sql(outbox: &str, place: &str, rows: usize, bytes: usize) -> String {
     let first = bytes / 2;
     let each = first / rows.max(1);
@@ -107,7 +112,7 @@ fn content_sql(outbox: &str, place: &str, rows: usize, bytes: usize) -> String {
         "SELECT {columns} FROM (\
            SELECT id, size, SUM(size) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS total \
            FROM (SELECT o.id, {SIZE} AS size FROM {outbox} o WHERE {place})\
-         ) p CROSS JOIN {outbox} o ON o.id = p.id ORDER BY p.id"
+         ) p CROSS JOIN {outbox} o ON o.id = p.id"
     )
 }
 
@@ -118,9 +123,8 @@ fn conditions(spans: &[Span]) -> Vec<String> {
     let ids: Vec<u64> = narrow.iter().flat_map(|span| span.first.0..=span.last.0).collect();
     let lists = ids.chunks(LIST).map(|ids| format!("o.id IN ({})", List(ids)));
     let range = |span: &&Span| format!("o.id BETWEEN {} AND {}", at(span.first), at(span.last));
-    let ranges = wide
-        .chunks(RANGES)
-        .map(|spans| spans.iter().map(range).collect::<Vec<_>>().join(" OR "));
+    let ranges =
+        wide.chunks(RANGES).map(|spans| spans.iter().map(range).collect::<Vec<_>>().join(" OR "));
     lists.chain(ranges).collect()
 }
 
@@ -142,6 +146,10 @@ pub(super) fn read(
         for row in rows {
             read_row(*part, row, &mut reply)?;
         }
+        if *part == Part::Page {
+            reply.rows.sort_unstable_by_key(Claimed::position);
+            reply.covered = reply.rows.last().map_or(reply.covered, Claimed::position);
+        }
     }
     Ok(reply)
 }
@@ -149,15 +157,11 @@ pub(super) fn read(
 fn read_row(part: Part, row: &SqliteRow, reply: &mut ClaimReply) -> Result<(), StoreError> {
     match part {
         Part::Server => reply.server = text::signed(row, 0)?.unwrap_or(0).cast_unsigned(),
-        Part::Page => {
-            reply.covered = Position(text::number(row, 0)?);
-            reply.rows.push(row::read(row)?);
-        }
         Part::Passed => {
             reply.covered = Position(text::number(row, 0)?);
             reply.passed.push(reply.covered);
         }
-        Part::Fetch => reply.rows.push(row::read(row)?),
+        Part::Page | Part::Fetch => reply.rows.push(row::read(row)?),
         Part::Sweep => reply.swept.push(read_swept(row)?),
         Part::Scan => reply.scanned.push(read_swept(row)?),
         Part::Watch => {
@@ -195,6 +199,9 @@ mod tests {
         let spans = [span(1, 2)];
         let page = Page::new(&[LANE], Position(7), 10);
         let claim = Claim::new(1_000).open(&spans).sweep(&spans).page(page);
-        assert_eq!(Plan::new(&Tables::new(), &claim).parts, [Part::Server, Part::Page, Part::Sweep]);
+        assert_eq!(
+            Plan::new(&Tables::new(), &claim).parts,
+            [Part::Server, Part::Page, Part::Sweep]
+        );
     }
 }

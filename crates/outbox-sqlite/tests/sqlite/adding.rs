@@ -30,7 +30,8 @@ async fn add_without_a_transaction_is_refused() -> Result<()> {
 async fn add_after_sqlite_rolled_back_is_refused() -> Result<()> {
     let lab = Lab::new().await?;
     let mut connection = lab.connect().await?;
-    run(&mut connection, "CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1)").await?;
+    run(&mut connection, "CREATE TABLE t (id INTEGER PRIMARY KEY); INSERT INTO t VALUES (1)")
+        .await?;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     lab.outbox.add(&mut tx, message("lost")).await?;
     run(&mut tx, "INSERT OR ROLLBACK INTO t VALUES (1)").await.expect_err("the id is taken");
@@ -150,8 +151,7 @@ async fn keys_that_differ_in_case_or_trailing_space_are_distinct() -> Result<()>
     let distinct = "SELECT COUNT(DISTINCT message_key) FROM outbox";
     assert_eq!(number(&mut connection, distinct).await?, 5);
     let claimed = deliveries(lab.page().await?);
-    let claimed: Vec<_> =
-        claimed.iter().map(|d| d.message.key().expect("it has a key")).collect();
+    let claimed: Vec<_> = claimed.iter().map(|d| d.message.key().expect("it has a key")).collect();
     assert_eq!(claimed, keys.map(str::as_bytes));
     Ok(())
 }
@@ -160,8 +160,14 @@ async fn keys_that_differ_in_case_or_trailing_space_are_distinct() -> Result<()>
 async fn what_does_not_fit_is_refused() -> Result<()> {
     let lab = Lab::new().await?;
     let mut connection = lab.connect().await?;
-    let good = [("message_id", "randomblob(16)"), ("topic", "'t'"), ("message_key", "'k'"),
-        ("partition_no", "NULL"), ("headers", "NULL"), ("payload", "NULL")];
+    let good = [
+        ("message_id", "randomblob(16)"),
+        ("topic", "'t'"),
+        ("message_key", "'k'"),
+        ("partition_no", "NULL"),
+        ("headers", "NULL"),
+        ("payload", "NULL"),
+    ];
     let bad = [
         ("message_id", "randomblob(15)"),
         ("message_id", "'0123456789abcdef'"),
@@ -199,11 +205,8 @@ async fn plain_sql_is_claimed_whatever_its_types() -> Result<()> {
     .await?;
     let claimed = deliveries(lab.page().await?);
     let contents: Vec<_> = claimed.iter().map(|d| (d.message.key(), d.message.payload())).collect();
-    let expected: [(Option<&[u8]>, Option<&[u8]>); 3] = [
-        (Some(b"k"), Some(b"{}")),
-        (Some(b"42"), Some(b"7")),
-        (None, Some(b"\x00\xff")),
-    ];
+    let expected: [(Option<&[u8]>, Option<&[u8]>); 3] =
+        [(Some(b"k"), Some(b"{}")), (Some(b"42"), Some(b"7")), (None, Some(b"\x00\xff"))];
     assert_eq!(contents, expected);
     assert_eq!(claimed[2].message.headers().get("tenant"), Some(&b"7"[..]));
     Ok(())

@@ -107,7 +107,8 @@ async fn old_records_are_purged_and_young_ones_stay() -> Result<()> {
     }
     tx.commit().await?;
     let old = "UPDATE outbox_inbox SET accepted_at = accepted_at - 3600000000 WHERE rowid_ < 3";
-    let old = old.replace("rowid_ < 3", "message_id IN (SELECT message_id FROM outbox_inbox LIMIT 3)");
+    let old =
+        old.replace("rowid_ < 3", "message_id IN (SELECT message_id FROM outbox_inbox LIMIT 3)");
     run(&mut connection, old).await?;
     let hour = Duration::from_secs(1800);
     assert_eq!(inbox.purge(&mut connection, hour, 2).await?, 2);
