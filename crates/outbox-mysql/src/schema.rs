@@ -132,7 +132,8 @@ impl MySqlSchema {
              SELECT worker, healthy, seen_at, ttl FROM {worker} LIMIT 0;\
              SELECT outbox_id, message_id, topic, message_key, held_at FROM {held} LIMIT 0;\
              SELECT id, outbox_id, message_id, died_at FROM {dead} LIMIT 0;\
-             SELECT id, outbox_id, message_id, delivered_at FROM {delivered} LIMIT 0",
+             SELECT id, outbox_id, message_id, delivered_at FROM {delivered} LIMIT 0;\
+             SELECT consumer, message_id, accepted_at FROM {inbox} LIMIT 0",
             meta = t.meta,
             lane = t.lane,
             outbox = t.outbox,
@@ -140,6 +141,7 @@ impl MySqlSchema {
             held = t.held,
             dead = t.dead,
             delivered = t.delivered,
+            inbox = t.inbox,
         );
         let mut answers = run(connection, packet).await?.into_iter();
         let meta = text::take(&mut answers)?;

@@ -64,7 +64,7 @@ fn kind_of(code: i32, message: &str) -> StoreErrorKind {
         => K::Unavailable,
         3 | 23 // permission, authorizer
         => K::Denied,
-        18 | 19 | 20 // too big, constraint, type mismatch
+        18..=20 // too big, constraint, type mismatch
         => K::Invalid,
         26 // not a database
         => K::Unsupported,

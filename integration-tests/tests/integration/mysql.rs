@@ -7,6 +7,7 @@ mod conformance;
 mod cost;
 mod faults;
 mod grants;
+mod inbox;
 mod lanes;
 mod late;
 mod leasing;

@@ -20,7 +20,7 @@ pub(super) fn lane_check(tables: &Tables) -> String {
 ///
 /// Safe to run again after it stopped half way: MySQL commits every CREATE TABLE by itself.
 pub(super) fn version_1(tables: &Tables, lanes: NonZeroU16) -> String {
-    let crate::tables::Names { prefix, outbox, lane, worker, meta, held, dead, delivered } =
+    let crate::tables::Names { prefix, outbox, lane, worker, meta, held, dead, delivered, inbox } =
         &**tables;
     let lane_of_key = lane_of(lanes);
     let lane_check = lane_check(tables);
@@ -125,6 +125,15 @@ CREATE TABLE IF NOT EXISTS {delivered} (
   delivered_at DATETIME(6) NOT NULL,
   PRIMARY KEY (id),
   UNIQUE KEY {prefix}outbox_delivered_message (message_id, outbox_id)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+-- Messages of other services that consumers of this database have accepted.
+CREATE TABLE IF NOT EXISTS {inbox} (
+  consumer VARBINARY(255) NOT NULL,
+  message_id BINARY(16) NOT NULL,
+  accepted_at DATETIME(6) NOT NULL,
+  PRIMARY KEY (consumer, message_id),
+  KEY {prefix}outbox_inbox_accepted (accepted_at)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 
 -- The version of these tables and the number of lanes, written last. No lanes: a change of their

@@ -5,7 +5,7 @@
 
 use outbox_core::delivery::{Position, RowId, Span};
 use outbox_core::message::MessageId;
-use outbox_core::store::{Claim, ClaimReply, Page, StoreError, Watched};
+use outbox_core::store::{Claim, ClaimReply, Claimed, Page, StoreError, Watched};
 use sqlx::sqlite::SqliteRow;
 
 use super::row::{self, LANE, SIZE, at, read_state, read_swept};
@@ -103,7 +103,7 @@ fn place(page: &Page<'_>) -> String {
 
 /// At most `rows` rows with their content, as far as the budget goes. Half of it is shared out
 /// evenly, so that small rows never wait for a large one before them; the other half goes to
-/// whoever comes first.
+/// whoever comes first. Unordered: SQLite would sort the rows together with their content.
 fn content_sql(outbox: &str, place: &str, rows: usize, bytes: usize) -> String {
     let first = bytes / 2;
     let each = first / rows.max(1);
@@ -112,7 +112,7 @@ fn content_sql(outbox: &str, place: &str, rows: usize, bytes: usize) -> String {
         "SELECT {columns} FROM (\
            SELECT id, size, SUM(size) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING) AS total \
            FROM (SELECT o.id, {SIZE} AS size FROM {outbox} o WHERE {place})\
-         ) p CROSS JOIN {outbox} o ON o.id = p.id ORDER BY p.id"
+         ) p CROSS JOIN {outbox} o ON o.id = p.id"
     )
 }
 
@@ -146,6 +146,10 @@ pub(super) fn read(
         for row in rows {
             read_row(*part, row, &mut reply)?;
         }
+        if *part == Part::Page {
+            reply.rows.sort_unstable_by_key(Claimed::position);
+            reply.covered = reply.rows.last().map_or(reply.covered, Claimed::position);
+        }
     }
     Ok(reply)
 }
@@ -153,15 +157,11 @@ pub(super) fn read(
 fn read_row(part: Part, row: &SqliteRow, reply: &mut ClaimReply) -> Result<(), StoreError> {
     match part {
         Part::Server => reply.server = text::signed(row, 0)?.unwrap_or(0).cast_unsigned(),
-        Part::Page => {
-            reply.covered = Position(text::number(row, 0)?);
-            reply.rows.push(row::read(row)?);
-        }
         Part::Passed => {
             reply.covered = Position(text::number(row, 0)?);
             reply.passed.push(reply.covered);
         }
-        Part::Fetch => reply.rows.push(row::read(row)?),
+        Part::Page | Part::Fetch => reply.rows.push(row::read(row)?),
         Part::Sweep => reply.swept.push(read_swept(row)?),
         Part::Scan => reply.scanned.push(read_swept(row)?),
         Part::Watch => {

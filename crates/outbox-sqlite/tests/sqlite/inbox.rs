@@ -106,14 +106,13 @@ async fn old_records_are_purged_and_young_ones_stay() -> Result<()> {
         inbox.accept(&mut tx, *id).await?;
     }
     tx.commit().await?;
-    let old = "UPDATE outbox_inbox SET accepted_at = accepted_at - 3600000000 WHERE rowid_ < 3";
-    let old =
-        old.replace("rowid_ < 3", "message_id IN (SELECT message_id FROM outbox_inbox LIMIT 3)");
+    let old = "UPDATE outbox_inbox SET accepted_at = accepted_at - 3600000000 \
+               WHERE message_id IN (SELECT message_id FROM outbox_inbox LIMIT 3)";
     run(&mut connection, old).await?;
-    let hour = Duration::from_secs(1800);
-    assert_eq!(inbox.purge(&mut connection, hour, 2).await?, 2);
-    assert_eq!(inbox.purge(&mut connection, hour, 2).await?, 1);
-    assert_eq!(inbox.purge(&mut connection, hour, 2).await?, 0);
+    let half_an_hour = Duration::from_secs(1800);
+    assert_eq!(inbox.purge(&mut connection, half_an_hour, 2).await?, 2);
+    assert_eq!(inbox.purge(&mut connection, half_an_hour, 2).await?, 1);
+    assert_eq!(inbox.purge(&mut connection, half_an_hour, 2).await?, 0);
     assert_eq!(number(&mut connection, "SELECT COUNT(*) FROM outbox_inbox").await?, 2);
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let mut again = 0;
