@@ -265,8 +265,9 @@ impl Leases {
 
     /// Whose expired or live lanes we are waiting for, and for how long they stood unchanged.
     pub(super) fn waiting_for(&self, now: Time) -> Option<(WorkerId, Duration)> {
+        // Three keeps missed: it may still come back, but who watches wants to know.
         let live = |owner: WorkerId| {
-            self.standing.workers.iter().any(|w| w.worker == owner && w.seen < self.ttl)
+            self.standing.workers.iter().any(|w| w.worker == owner && w.seen < self.ttl / 3)
         };
         self.standing.lanes.iter().find_map(|record| match record.owner {
             Some(owner) if owner != self.me && !live(owner) => {

@@ -45,13 +45,14 @@ on_both! {
         let ids = lab.outbox.add_all(&mut tx, ["good", "held", "dead"].map(|key| {
             let topic = if key == "dead" { "skipped" } else { "orders" };
             Message::builder(topic).key(key).payload("p").build().expect("valid")
-        })).await?;
+        })).await.context("the writer adds")?;
         tx.commit().await?;
         assert!(sqlx::query("DELETE FROM outbox").execute(&mut writer).await.is_err());
 
         let broker = MemoryBroker::new();
         broker.fail_when(|d| d.message.key() != Some(b"good"), PublishErrorKind::Rejected);
-        let store = MySqlStore::connect(&url_of(&lab, &user("relay"))?, &lab.schema).await?;
+        let url = url_of(&lab, &user("relay"))?;
+        let store = MySqlStore::connect(&url, &lab.schema).await.context("the relay opens the store")?;
         let relay = |keep: bool| {
             let store = MySqlStore::clone(&store);
             let retention = if keep { Retention::Keep(TTL) } else { Retention::Delete };
@@ -60,10 +61,11 @@ on_both! {
                 .retention(retention)
                 .build()
         };
-        relay(true)?.run_until_empty().await?;
+        relay(true)?.run_until_empty().await.context("the relay runs")?;
         assert_eq!(broker.published().len(), 1);
 
-        let operator = MySqlStore::connect(&url_of(&lab, &user("operator"))?, &lab.schema).await?;
+        let url = url_of(&lab, &user("operator"))?;
+        let operator = MySqlStore::connect(&url, &lab.schema).await.context("the operator opens the store")?;
         let operator: Arc<dyn DeadLetters> = Arc::new(operator);
         assert_eq!(operator.list(&DeadLetterQuery::new()).await?.len(), 2);
         assert!(operator.get(ids[1]).await?.is_some());
