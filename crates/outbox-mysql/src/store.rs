@@ -65,8 +65,7 @@ impl MySqlStore {
     ///
     /// # Errors
     ///
-    /// As [`Store::open`]; [`Unsupported`](outbox_core::store::StoreErrorKind::Unsupported) when
-    /// `url` is not one of MySQL.
+    /// As [`Store::open`]; [`Unsupported`](outbox_core::StoreErrorKind::Unsupported) when `url` is not one of MySQL.
     pub async fn connect(url: &str, schema: &MySqlSchema) -> Result<Self, StoreError> {
         let options = url.parse().map_err(crate::error::store_error)?;
         let store = Self::from_options(options, schema);
