@@ -58,8 +58,8 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// As [`Store::open`]; [`Unsupported`](outbox_core::StoreErrorKind::Unsupported) when `url` is
-    /// not one of SQLite.
+    /// As [`Store::open`]; [`Unsupported`](outbox_core::store::StoreErrorKind::Unsupported) when
+    /// `url` is not one of SQLite.
     pub async fn connect(url: &str, schema: &SqliteSchema) -> Result<Self, StoreError> {
         let options = url.parse().map_err(crate::error::store_error)?;
         let store = Self::from_options(options, schema);
