@@ -2,7 +2,9 @@
 
 mod check;
 mod fix;
+mod seeded_bugs;
 mod servers;
+mod simulate;
 
 use anyhow::Result;
 
@@ -17,4 +19,5 @@ pub(crate) struct Command {
 }
 
 /// All of them, in the order of the list.
-pub(crate) const COMMANDS: &[Command] = &[check::COMMAND, fix::COMMAND, servers::COMMAND];
+pub(crate) const COMMANDS: &[Command] =
+    &[check::COMMAND, fix::COMMAND, servers::COMMAND, simulate::COMMAND, seeded_bugs::COMMAND];

@@ -14,7 +14,7 @@ use outbox_core::{Delivery, Lane, Message, Position};
 use outbox_kafka::{KafkaBroker, KafkaBuilder};
 use outbox_testing::Published;
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
@@ -67,18 +67,17 @@ async fn publish_until_delivered(broker: &KafkaBroker, message: &Message) -> Dur
 
 /// Everything in a topic, partition by partition.
 pub(crate) async fn read(kafka: &Kafka, topic: &str) -> Result<Vec<Published>> {
-    let mut records = read_all(kafka, topic, |record| published(record)).await?;
+    let mut records = read_all(kafka.client(), topic, |record| published(record)).await?;
     records.sort_by_key(|record| (record.partition, record.offset));
     Ok(records)
 }
 
-/// What `take` takes of each record of a topic.
+/// What `take` takes of each record of a topic, read with a client that knows its cluster.
 pub(crate) async fn read_all<T: Send + 'static>(
-    kafka: &Kafka,
+    mut client: ClientConfig,
     topic: &str,
     take: impl Fn(&BorrowedMessage<'_>) -> T + Send + 'static,
 ) -> Result<Vec<T>> {
-    let mut client = kafka.client();
     client.set("group.id", "reader").set("enable.partition.eof", "true");
     let topic = topic.to_owned();
     tokio::task::spawn_blocking(move || {
@@ -105,7 +104,7 @@ pub(crate) async fn read_all<T: Send + 'static>(
     .await?
 }
 
-fn published(record: &impl rdkafka::Message) -> Published {
+pub(crate) fn published(record: &impl rdkafka::Message) -> Published {
     let headers = record.headers().into_iter().flat_map(Headers::iter);
     Published::new(
         record.topic(),

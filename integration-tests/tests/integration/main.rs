@@ -8,3 +8,4 @@ mod kafka_conformance;
 mod mysql;
 mod provisioning;
 mod scenario;
+mod sqlite;

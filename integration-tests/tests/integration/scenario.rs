@@ -5,7 +5,7 @@
 //! transaction. The ledger is therefore what was committed, whatever a writer was told when its
 //! connection broke.
 
-mod history;
+pub(crate) mod history;
 mod relays;
 mod writers;
 

@@ -61,7 +61,7 @@ async fn latency(world: &World<'_>, round: &str) -> Result<Duration> {
 
 /// From the time in a record to the time at which it was published.
 async fn latencies(kafka: &Kafka, topic: &str, round: &str) -> Result<Vec<Duration>> {
-    let records = crate::kafka::read_all(kafka, topic, |record| {
+    let records = crate::kafka::read_all(kafka.client(), topic, |record| {
         let key = record.key().unwrap_or_default().to_owned();
         (key, record.payload().map(<[u8]>::to_vec), record.timestamp().to_millis())
     })

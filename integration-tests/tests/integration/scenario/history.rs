@@ -10,13 +10,13 @@ use outbox_testing::Published;
 /// One message of an aggregate: its place in the order in which the aggregate's messages were
 /// committed. The payload says the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Entry {
-    pub(super) aggregate: u32,
-    pub(super) sequence: u64,
+pub(crate) struct Entry {
+    pub(crate) aggregate: u32,
+    pub(crate) sequence: u64,
 }
 
 impl Entry {
-    pub(super) fn payload(self) -> String {
+    pub(crate) fn payload(self) -> String {
         format!("{}:{}", self.aggregate, self.sequence)
     }
 
@@ -28,17 +28,17 @@ impl Entry {
 
 /// A record of a topic.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Appearance {
-    pub(super) id: MessageId,
-    pub(super) partition: i32,
-    pub(super) entry: Entry,
+pub(crate) struct Appearance {
+    pub(crate) id: MessageId,
+    pub(crate) partition: i32,
+    pub(crate) entry: Entry,
 }
 
 impl Appearance {
     /// # Errors
     ///
     /// When the payload is none of a writer's, or belongs to another key.
-    pub(super) fn of(record: &Published) -> Result<Self> {
+    pub(crate) fn of(record: &Published) -> Result<Self> {
         let entry = record.payload.as_deref().and_then(Entry::of).context("payload is mangled")?;
         let key = record.key.as_deref().unwrap_or_default();
         ensure!(key == entry.aggregate.to_string().as_bytes(), "key is another's: {key:?}");
@@ -93,7 +93,7 @@ impl fmt::Display for Report {
 }
 
 /// Judges the records of a topic, those of a partition in the order of their offsets.
-pub(super) fn judge(committed: &HashMap<MessageId, Entry>, appearances: &[Appearance]) -> Verdict {
+pub(crate) fn judge(committed: &HashMap<MessageId, Entry>, appearances: &[Appearance]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut seen = HashSet::new();
     let mut newest: HashMap<u32, (i32, u64)> = HashMap::new();
