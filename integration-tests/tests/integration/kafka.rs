@@ -307,7 +307,8 @@ async fn a_partition_without_a_leader_holds_up_no_other() -> Result<()> {
     let (stuck, rounds) = tokio::join!(stuck, flowing);
     assert_eq!(stuck, [Some(PublishErrorKind::Unknown)]);
     println!("{rounds} rounds to the other partitions meanwhile");
-    assert!(rounds > 100, "{rounds}");
+    // One or two, if they waited for the other partition; hundreds on a machine that has time.
+    assert!(rounds > 10, "{rounds}");
     broker.check().await?;
     Ok(())
 }

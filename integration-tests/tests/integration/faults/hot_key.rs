@@ -18,7 +18,7 @@ const PAGE: usize = 500;
 /// How large a row behind the held one is. Kept in memory, they would be many megabytes.
 const PAYLOAD: usize = 1_000;
 /// What the relay may keep of each row: its id and where it belongs.
-const KEPT: u64 = 400;
+const KEPT: u64 = 500;
 const SLACK: u64 = 8 << 20;
 
 const PROBES: u32 = 100;

@@ -208,7 +208,12 @@ impl Writer {
         let messages = messages.collect::<Result<Vec<_>, _>>()?;
         let ids = self.outbox.add_all(&mut tx, messages).await?;
         enter(&mut tx, &ids, &entries).await?;
-        Ok(if commit { tx.commit().await? } else { tx.rollback().await? })
+        if commit {
+            tx.commit().await?;
+        } else {
+            tx.rollback().await?;
+        }
+        Ok(())
     }
 
     /// The database comes back or the test ends.
