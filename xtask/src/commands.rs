@@ -3,7 +3,9 @@
 mod bench;
 mod check;
 mod fix;
+mod seeded_bugs;
 mod servers;
+mod simulate;
 
 use anyhow::Result;
 
@@ -18,5 +20,11 @@ pub(crate) struct Command {
 }
 
 /// All of them, in the order of the list.
-pub(crate) const COMMANDS: &[Command] =
-    &[bench::COMMAND, check::COMMAND, fix::COMMAND, servers::COMMAND];
+pub(crate) const COMMANDS: &[Command] = &[
+    bench::COMMAND,
+    check::COMMAND,
+    fix::COMMAND,
+    servers::COMMAND,
+    simulate::COMMAND,
+    seeded_bugs::COMMAND,
+];

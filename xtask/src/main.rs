@@ -29,6 +29,6 @@ fn main() -> ExitCode {
 }
 
 fn list() -> String {
-    let lines = COMMANDS.iter().map(|it| format!("  cargo xtask {:<16} {}\n", it.usage, it.about));
+    let lines = COMMANDS.iter().map(|it| format!("  cargo xtask {:<34} {}\n", it.usage, it.about));
     std::iter::once("Besides `cargo test`:\n".to_owned()).chain(lines).collect()
 }

@@ -37,6 +37,7 @@ use crate::delivery::{Delivery, Failure, Lane, Lease, Position, RowState, Span, 
 use crate::message::MessageId;
 use crate::observe::{Event, Step};
 use crate::retry::{Retention, RetryPolicy, TopicPolicy};
+use crate::seeded::seeded;
 use crate::status::{Health, Status};
 use crate::store::{
     Backlog, Claim, ClaimReply, Delivered, Failed, Page, Purge, Settle, Settled, Standing,
@@ -544,7 +545,9 @@ impl Machine {
         }
         if self.claiming.is_none() && self.leases.len() > 0 && self.stage == Stage::Running {
             at(self.watch_at);
-            at(self.scan_at);
+            if self.may_scan() {
+                at(self.scan_at);
+            }
             if self.may_page(now) {
                 at(self.pace.next());
             }
@@ -555,7 +558,12 @@ impl Machine {
         if let Some(Reverse((time, _))) = self.parked.peek() {
             at(*time);
         }
-        for time in [self.circuit.probe_at(), self.topics.probe_at()].into_iter().flatten() {
+        // While the broker is down, no topic is probed on its own.
+        let probe = match self.circuit.is_open() {
+            true => self.circuit.probe_at().filter(|_| !self.ready.is_empty()),
+            false => self.topics.probe_at(),
+        };
+        if let Some(time) = probe {
             at(time);
         }
         if self.needs_check() {
@@ -642,6 +650,9 @@ impl Machine {
 
     /// Whether this worker makes progress: lanes go to those that do.
     fn is_healthy(&self, now: Time) -> bool {
+        if seeded!("sick-worker-keeps-its-lanes") {
+            return true;
+        }
         let limit = self.settings.lease / 3;
         let for_long = |since: Option<Time>| since.is_some_and(|s| now.saturating_sub(s) >= limit);
         self.checked
@@ -668,6 +679,14 @@ impl Machine {
     fn pass_time(&mut self, now: Time) {
         let expired = self.leases.expire(now);
         self.lose(expired, now);
+        let troubled = self.claim_failing.is_some() || self.circuit.is_open();
+        if self.leases.len() == 0 && self.checked && troubled {
+            // Without lanes nothing shows that store and broker work again: a check must, or this
+            // worker would never take a lane again.
+            self.claim_failing = None;
+            self.checked = false;
+            self.check_at = now;
+        }
         while let Some(Reverse((time, key))) = self.parked.peek().copied() {
             if time > now {
                 break;
@@ -719,7 +738,9 @@ impl Machine {
             let healthy = self.is_healthy(now);
             self.leases.hand_over(now, healthy);
             let kept = self.leases.keep_on();
-            self.fresh_lanes.extend(kept);
+            if !seeded!("no-catch-up-after-a-hand-over") {
+                self.fresh_lanes.extend(kept);
+            }
         }
         for key in std::mem::take(&mut self.stalled_by_lane) {
             self.place(key, now);
@@ -769,7 +790,7 @@ impl Machine {
             self.catch_up = None;
             self.fresh_lanes.clear();
         } else {
-            self.fresh_lanes.extend(&gained);
+            self.fresh_lanes.extend(gained.iter().filter(|_| !seeded!("no-catch-up")));
         }
         for lane in &gained {
             self.lanes.insert(*lane, LaneRows::default());
@@ -828,7 +849,8 @@ impl Machine {
             let Some(since) = held.draining else { continue };
             let waited = now.saturating_sub(since) >= patience;
             let busy = self.batches.values().any(|batch| batch.has_lane(lane));
-            if !busy && (waited || !self.unsettled.has_lane(lane)) {
+            let idle = !busy && (waited || !self.unsettled.has_lane(lane));
+            if idle || seeded!("hand-over-without-draining") {
                 leases.push(Lease::new(lane, held.epoch));
             }
         }
@@ -839,12 +861,6 @@ impl Machine {
             self.leases.remove(lease.lane);
             self.forget_lane(lease.lane, now);
             self.lanes.remove(&lease.lane);
-        }
-        if self.leases.len() == 0 && !self.is_healthy(now) {
-            // Without lanes nothing shows whether the broker works: a check must.
-            self.checked = false;
-            self.check_at = now;
-            self.claim_failing = None;
         }
         self.tell(Event::LanesReleased { lanes: leases.iter().map(|lease| lease.lane).collect() });
         self.releasing = true;
@@ -951,6 +967,11 @@ impl Machine {
             Stage::Running if self.settings.until_empty && self.is_done() => {
                 self.shut_down(now);
                 self.next_step_down(now)
+            }
+            Stage::Draining(_) if seeded!("release-before-the-answers") => {
+                self.stage = Stage::Releasing;
+                self.releasing = true;
+                Some(Action::Release(self.leases.all(), true))
             }
             Stage::Draining(until) if self.offered == 0 || until <= now => {
                 self.stage = Stage::Closing(now);

@@ -10,6 +10,7 @@
 //! assert!(report.violations.is_empty(), "{report}");
 //! ```
 
+mod conduct;
 mod database;
 mod log;
 mod plan;

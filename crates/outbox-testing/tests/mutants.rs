@@ -3,9 +3,9 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::panic::catch_unwind;
+use std::panic::{RefUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox_core::broker::{BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind};
 use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery};
@@ -40,6 +40,7 @@ enum Bug {
     SweepsOneLane,
     ForgetsPassedRows,
     CoversTooMuch,
+    TellsFetchedRowsAlone,
     IgnoresTheByteBudget,
     FailsOnUnreadableRows,
     DeletesByPositionOnly,
@@ -53,6 +54,7 @@ enum Bug {
     // Dead letters
     RetriesHeldRowsLast,
     DiscardsWhatWaits,
+    RetriesOneOfAnId,
     // Broker
     SendsOverdueMessages,
     AcknowledgesBeforeSending,
@@ -67,12 +69,21 @@ thread_local! {
 }
 
 #[track_caller]
-fn assert_finds<C: Future<Output = ()>>(bug: Bug, case: fn() -> C) {
+fn assert_finds<C: Future<Output = ()>>(bug: Bug, case: impl Fn() -> C + RefUnwindSafe) {
     conformance::run(case()); // Passes without the defect.
+    let began = Instant::now();
     BUG.set(Some(bug));
     let found = catch_unwind(|| conformance::run(case())).is_err();
     BUG.set(None);
     assert!(found, "{bug:?} was not found");
+    // For the table of `cargo xtask seeded-bugs`.
+    println!("\nbug\t{bug:?}\t{}\t{:.1}", name_of(&case), began.elapsed().as_secs_f64());
+}
+
+fn name_of<T>(_: &T) -> &'static str {
+    let path = std::any::type_name::<T>();
+    let path = path.split('<').next().unwrap_or(path);
+    path.split_once("conformance::").map_or(path, |(_, name)| name)
 }
 
 fn has(bug: Bug) -> bool {
@@ -103,6 +114,14 @@ fn claims_that_show_too_much_or_too_little_are_found() {
         claiming::a_page_tells_the_rows_of_other_lanes_that_it_passed::<Mutant>,
     );
     assert_finds(Bug::CoversTooMuch, claiming::pages_read_every_row_once::<Mutant>);
+    assert_finds(
+        Bug::CoversTooMuch,
+        claiming::bounded_pages_read_every_row_of_their_lanes_once::<Mutant>,
+    );
+    assert_finds(
+        Bug::TellsFetchedRowsAlone,
+        claiming::a_row_may_be_fetched_and_on_the_page::<Mutant>,
+    );
     assert_finds(
         Bug::IgnoresTheByteBudget,
         claiming::a_row_beyond_the_byte_budget_is_unread::<Mutant>,
@@ -139,6 +158,10 @@ fn verbs_that_do_something_else_are_found() {
         dead_letters::a_held_message_that_is_retried_keeps_its_place::<Mutant>,
     );
     assert_finds(Bug::DiscardsWhatWaits, dead_letters::verbs_ignore_other_messages::<Mutant>);
+    assert_finds(
+        Bug::RetriesOneOfAnId,
+        dead_letters::a_verb_changes_every_message_of_an_id::<Mutant>,
+    );
 }
 
 #[test]
@@ -293,6 +316,9 @@ impl Store for Mutant {
         if has(Bug::CoversTooMuch) {
             reply.covered = Position(u64::MAX);
         }
+        if has(Bug::TellsFetchedRowsAlone) && !request.fetch.is_empty() {
+            reply.rows.retain(|row| request.fetch.contains(&row.position()));
+        }
         let unreadable = |row: &Claimed| matches!(row, Claimed::Unreadable(_));
         if has(Bug::FailsOnUnreadableRows) && reply.rows.iter().any(unreadable) {
             return Err(StoreErrorKind::Other.into());
@@ -365,6 +391,9 @@ impl DeadLetters for Mutant {
     async fn retry(&self, ids: &[MessageId]) -> Result<u64, StoreError> {
         if has(Bug::RetriesHeldRowsLast) {
             self.store.skip(ids).await?;
+        }
+        if has(Bug::RetriesOneOfAnId) {
+            return Ok(self.store.retry(ids).await?.min(ids.len() as u64));
         }
         self.store.retry(ids).await
     }

@@ -247,7 +247,8 @@ impl Machine {
         });
         order.bytes = order.bytes.max(4 * rows * self.typical_bytes);
         // A claim is complete downwards: what was never seen below the page is read with it.
-        if !seeded!("publish-before-sweep") || self.claims.is_multiple_of(16) {
+        let late = seeded!("publish-before-sweep") && !self.claims.is_multiple_of(16);
+        if !late && !seeded!("high-water-mark") {
             order.sweep = self.horizon.spans();
         }
         order.open = self.horizon.aged(now);
@@ -284,7 +285,7 @@ impl Machine {
     fn add_watch(&mut self, order: &mut ClaimOrder, now: Time) {
         let some = self.recheck.len().min(WATCH_ROWS);
         order.watch = self.recheck.drain(..some).collect();
-        if self.watch_at > now {
+        if self.watch_at > now || seeded!("heads-are-not-read-again") {
             return;
         }
         self.watch_at = now + self.settings.watch_every;
@@ -299,17 +300,20 @@ impl Machine {
         order.watch.extend(heads);
     }
 
+    pub(super) fn may_scan(&self) -> bool {
+        self.horizon.position() != Position::START && !self.circuit.is_open()
+    }
+
     /// A net for what no rule foresaw: a row that is visible, ours, and known to nobody.
     fn add_scan(&mut self, order: &mut ClaimOrder, now: Time) {
-        let through = self.horizon.position();
-        if self.scan_at > now || through == Position::START || self.circuit.is_open() {
+        if self.scan_at > now || !self.may_scan() {
             return;
         }
         self.scan_at = now + self.settings.scan_every;
         order.scan = Some(PageOrder {
             lanes: order.lanes.clone(),
             after: self.scan_after,
-            through,
+            through: self.horizon.position(),
             rows: SCAN_ROWS,
             catch_up: false,
         });
@@ -414,7 +418,8 @@ impl Machine {
                 self.note_unread(row);
             }
         }
-        self.horizon.close(&claim.order.open, &reply.open, now);
+        let open = if seeded!("open-rows-are-no-holes") { &[][..] } else { &reply.open };
+        self.horizon.close(&claim.order.open, open, now);
     }
 
     fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {
@@ -694,7 +699,8 @@ impl Machine {
         let has_barrier = self.catch_up.is_some()
             || !self.fresh_lanes.is_empty()
             || self.lanes.get(&lane).is_some_and(|rows| !rows.unread.is_empty());
-        if has_barrier && position >= self.barrier(lane) {
+        let passes = seeded!("unread-rows-bar-nothing");
+        if has_barrier && !passes && position >= self.barrier(lane) {
             if let Some(rows) = self.lanes.get_mut(&lane) {
                 rows.barred.insert(position);
             }
@@ -772,6 +778,7 @@ impl Machine {
 /// Takes over what the store records about a row.
 pub(super) fn set_state(row: &mut Row, state: RowState, now: Time) {
     row.state = state;
+    row.state.held &= !seeded!("hold-forgotten");
     row.parked_until = (!state.wait.is_zero()).then(|| now + state.wait);
 }
 

@@ -7,6 +7,7 @@ use super::Time;
 use super::topics::TopicId;
 use crate::delivery::{Lane, Position};
 use crate::message::MessageId;
+use crate::seeded::seeded;
 
 /// Hash maps of numbers that iterate in the same order in every run: a simulated seed must replay.
 pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
@@ -105,7 +106,7 @@ impl Key {
     /// Inserts a row in its place.
     pub(super) fn insert(&mut self, position: Position) {
         match self.queue.back() {
-            Some(last) if *last > position => {
+            Some(last) if *last > position && !seeded!("failed-rows-go-last") => {
                 if let Err(index) = self.queue.binary_search(&position) {
                     self.queue.insert(index, position);
                 }

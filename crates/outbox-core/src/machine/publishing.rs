@@ -128,6 +128,7 @@ impl Machine {
             return None;
         }
         let room = self.settings.rows_in_flight.saturating_sub(self.in_flight());
+        let room = if seeded!("unbounded-in-flight") { BATCH_ROWS } else { room };
         let limit = self.circuit.allows(room.min(BATCH_ROWS), now);
         let (mut entries, mut deliveries) = (Vec::new(), Vec::new());
         while limit > 0 && entries.is_empty() {
@@ -207,6 +208,7 @@ impl Machine {
     fn send_until(&self, lane: Lane, now: Time) -> Option<Time> {
         let held = self.leases.get(lane)?;
         let reserve = self.settings.undecided + self.settings.margin;
+        let reserve = if seeded!("publish-past-the-deadline") { Time::ZERO } else { reserve };
         let not_after = held.until.saturating_sub(reserve);
         (held.draining.is_none() && now < not_after).then_some(not_after)
     }
@@ -226,6 +228,10 @@ impl Machine {
         key.outstanding += 1;
         self.topics.get_mut(row.topic).sent(row.bytes, now);
         let entry = Entry { position, key: id, topic: row.topic, lane: row.lane, bytes: row.bytes };
+        if seeded!("settled-before-the-answer") {
+            let delivered = Delivered::new(RowId::new(position, row.id), Receipt::default());
+            self.unsettled.acknowledged(delivered, row.lane, now);
+        }
         Some((entry, *delivery))
     }
 
@@ -233,6 +239,7 @@ impl Machine {
 
     pub(super) fn answered(&mut self, batch: u64, index: usize, outcome: Outcome, now: Time) {
         let Some(open) = self.batches.get_mut(&batch) else { return };
+        let index = index + usize::from(seeded!("answers-shifted"));
         let Some(entry) = open.entries.get_mut(index).and_then(Option::take) else { return };
         open.open -= 1;
         let sent = open.sent;
@@ -248,6 +255,9 @@ impl Machine {
         }
         match outcome {
             Outcome::Delivered(receipt) => self.acknowledged(&entry, receipt, now),
+            Outcome::Failed(PublishErrorKind::Unknown, _) if seeded!("timeout-is-delivered") => {
+                self.acknowledged(&entry, Receipt::default(), now);
+            }
             Outcome::Failed(kind, failure) => self.failed(&entry, kind, failure, sent, now),
         }
         self.place(entry.key, now);
@@ -256,6 +266,7 @@ impl Machine {
     /// Whatever the broker did not answer may have been published.
     pub(super) fn publish_ended(&mut self, batch: u64, now: Time) {
         let count = self.batches.get(&batch).map_or(0, |batch| batch.entries.len());
+        let count = if seeded!("no-watchdog") { 0 } else { count };
         for index in 0..count {
             let failure = Failure::new(PublishErrorKind::Unknown.class(), "no answer");
             let unknown = Outcome::Failed(PublishErrorKind::Unknown, failure);
@@ -265,7 +276,7 @@ impl Machine {
 
     fn acknowledged(&mut self, entry: &Entry, receipt: Receipt, now: Time) {
         let opened_at = self.circuit.open_since();
-        if self.circuit.acknowledged(now) {
+        if !seeded!("circuit-stays-open") && self.circuit.acknowledged(now) {
             let after = now.saturating_sub(opened_at.unwrap_or(now));
             self.tell(Event::CircuitClosed { after });
             self.pace.hurry(now);
@@ -325,8 +336,12 @@ impl Machine {
         let epoch = self.leases.get(entry.lane).map(|held| held.epoch);
         let Some(epoch) = epoch else { return self.drop_row(entry.position, now) };
         self.return_row(entry, epoch);
-        let timeout_counts = kind == PublishErrorKind::Unknown && seeded!("timeout-counts");
-        if kind.counts() || timeout_counts {
+        let counts = match kind {
+            PublishErrorKind::Unknown => seeded!("timeout-counts"),
+            PublishErrorKind::Unavailable => seeded!("outage-counts"),
+            _ => kind.counts(),
+        };
+        if counts {
             let attempts = read.attempts.saturating_add(1);
             let settlement = self.judge(entry.topic, kind, attempts, random);
             let lease = Lease::new(entry.lane, epoch);

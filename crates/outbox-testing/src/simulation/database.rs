@@ -9,7 +9,7 @@ use outbox_core::store::{
     Claim, ClaimReply, Claimed, KeepLeases, Page, Release, Settle, Settled, Standing, Swept,
     Watched,
 };
-use outbox_core::{Delivery, Lane, LeaseTable, Message, MessageId, Position};
+use outbox_core::{Delivery, Lane, LeaseTable, Message, MessageId, Position, WorkerId};
 
 #[derive(Debug)]
 pub(super) struct Database {
@@ -17,6 +17,8 @@ pub(super) struct Database {
     pub(super) dead: BTreeSet<MessageId>,
     next_id: u64,
     leases: LeaseTable,
+    /// Until when each worker was given a lane, on the world's clock.
+    granted: BTreeMap<(WorkerId, Lane), Duration>,
     /// How far the store's clock is ahead of the world's.
     pub(super) clock: Duration,
     pub(super) server: u64,
@@ -48,6 +50,7 @@ impl Database {
             dead: BTreeSet::new(),
             next_id: 1,
             leases: LeaseTable::new(lanes),
+            granted: BTreeMap::new(),
             clock: Duration::from_secs(3_600),
             server: 1,
         }
@@ -77,7 +80,20 @@ impl Database {
     pub(super) fn keep(&mut self, request: &KeepLeases<'_>, now: Duration) -> Standing {
         let mut standing = self.leases.keep(request, self.now(now));
         standing.server = self.server;
+        let asked = request.renew.iter().map(|lease| lease.lane);
+        let asked: BTreeSet<Lane> =
+            asked.chain(request.take.iter().map(|take| take.lane)).collect();
+        for record in &standing.lanes {
+            if record.owner == Some(request.worker) && asked.contains(&record.lane) {
+                self.granted.insert((request.worker, record.lane), now + request.ttl);
+            }
+        }
         standing
+    }
+
+    /// Until when a worker was given a lane, at best.
+    pub(super) fn granted(&self, worker: WorkerId, lane: Lane) -> Option<Duration> {
+        self.granted.get(&(worker, lane)).copied()
     }
 
     pub(super) fn release(&mut self, request: &Release<'_>, now: Duration) {

@@ -47,6 +47,11 @@ impl Log {
         *self.answered_failures.entry(id).or_default() += 1;
     }
 
+    /// Whether the broker failed anything, or left it unknown.
+    pub(super) fn has_failures(&self) -> bool {
+        self.ambiguous > 0 || !self.answered_failures.is_empty()
+    }
+
     pub(super) fn violate(&mut self, text: String) {
         self.violations.insert(text);
     }

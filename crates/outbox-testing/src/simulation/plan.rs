@@ -44,6 +44,8 @@ pub struct Plan {
     pub pauses: usize,
     /// Outages of the broker.
     pub outages: usize,
+    /// Whether one of several workers loses the broker for good.
+    pub cut_off: bool,
     /// Times at which the store cannot be reached.
     pub store_outages: usize,
     /// Steps of the store's clock.
@@ -56,6 +58,10 @@ pub struct Plan {
     pub poison: u32,
     /// Whether a topic is unknown at first.
     pub unknown_topic: bool,
+    /// Whether many reads take long, so that everything else overlaps with them.
+    pub slow_reads: bool,
+    /// Whether many acknowledgements take long.
+    pub slow_answers: bool,
     /// Whether ids become visible in order.
     pub in_commit_order: bool,
     /// The machine's settings.
@@ -77,15 +83,19 @@ impl Plan {
         let outages = some(2, random);
         let store_outages = some(2, random);
         let clock_steps = some(2, random);
-        let server_changes = some(1, random) * usize::from(random.random_ratio(1, 4));
+        let server_changes = some(2, random) * usize::from(random.random_ratio(1, 3));
         let store_faults = some(60, random) as u32;
         let broker_faults = some(60, random) as u32;
         let poison = [0, 0, 20, 100].choose(random).copied().unwrap_or(0);
         let unknown_topic = stormy && random.random_ratio(1, 6);
+        let workers = *[1, 1, 2, 2, 3].choose(random).unwrap_or(&1);
+        let cut_off = stormy && workers > 1 && random.random_ratio(1, 6);
+        // Workers that come and go are no fault.
+        let restarts = if random.random_ratio(1, 2) { random.random_range(1..=8) } else { 0 };
         Self {
             mode,
             lanes: random.random_range(1..=6),
-            workers: *[1, 1, 2, 2, 3].choose(random).unwrap_or(&1),
+            workers,
             transactions: random.random_range(10..=80),
             keys: random.random_range(1..=8),
             storm: Duration::from_secs(random.random_range(2..=20)),
@@ -94,12 +104,15 @@ impl Plan {
             crashes,
             pauses,
             outages,
+            cut_off,
             store_outages,
             clock_steps,
             server_changes,
-            restarts: usize::from(random.random_ratio(1, 3)),
+            restarts,
             poison,
             unknown_topic,
+            slow_reads: random.random_ratio(1, 5),
+            slow_answers: random.random_ratio(1, 3),
             in_commit_order: random.random_ratio(1, 10),
             settings: settings(random, seed),
         }
@@ -114,6 +127,7 @@ fn settings(random: &mut SmallRng, seed: u64) -> Settings {
     settings.bytes_in_flight = *[2_000, 20_000, 1_000_000].choose(random).unwrap_or(&20_000);
     settings.page_rows = *[1, 2, 5, 50].choose(random).unwrap_or(&5);
     settings.key_buffer = *[1, 2, 64].choose(random).unwrap_or(&2);
+    settings.in_key_window = *[1, 1, 1, 1, 3].choose(random).unwrap_or(&1);
     settings.known_rows = *[30, 100, 10_000].choose(random).unwrap_or(&100);
     settings.settle_rows = *[1, 3, 100].choose(random).unwrap_or(&3);
     settings.settles = random.random_range(1..=3);

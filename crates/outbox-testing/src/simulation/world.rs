@@ -14,6 +14,7 @@ use outbox_core::{Delivery, Lane, Message, MessageId, WorkerId};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::conduct::Conduct;
 use super::database::{Database, Visibility};
 use super::log::Log;
 use super::{Mode, Plan, Report};
@@ -60,6 +61,11 @@ struct Worker {
     paused: bool,
     inbox: Vec<Input>,
     alarm: u64,
+    conduct: Conduct,
+    /// When its last message of each (topic, key) reaches the log.
+    lines: BTreeMap<(String, Vec<u8>), Time>,
+    /// It cannot reach the broker, though others can.
+    cut: bool,
 }
 
 pub(super) struct World {
@@ -154,7 +160,10 @@ impl World {
             let machines: Vec<_> = self.workers.iter().map(|worker| &worker.machine).collect();
             self.log.violate(format!("stuck: {left} rows are left at the end: {machines:?}"));
         }
-        self.log.judge_order(&self.database.dead);
+        // A window within a key keeps the order only while nothing fails, as documented.
+        if self.plan.settings.in_key_window == 1 || (self.faults == 0 && !self.log.has_failures()) {
+            self.log.judge_order(&self.database.dead);
+        }
         let cap = self.plan.settings.rows_in_flight;
         self.log.judge_repeats(cap, self.faults);
         Report {
@@ -348,6 +357,15 @@ impl World {
                 world.after(long, |world| world.broker_down -= 1);
             });
         }
+        if self.plan.cut_off {
+            // For good: the others must deliver everything.
+            let (at, worker) = (self.within_storm(), self.random.random_range(0..workers));
+            self.after(at, move |world| {
+                world.note(|| format!("worker {worker} is cut off from the broker"));
+                world.fault();
+                world.workers[worker].cut = true;
+            });
+        }
         for _ in 0..self.plan.store_outages {
             let (at, long) = (self.within_storm(), self.millis(100, 15_000));
             self.after(at, move |world| {
@@ -424,6 +442,7 @@ impl World {
         worker.machine = None;
         worker.life += 1;
         worker.inbox.clear();
+        worker.conduct = Conduct::default();
         let wait = self.millis(0, 9_000);
         self.after(wait, move |world| {
             if world.workers[index].machine.is_none() {
@@ -463,6 +482,7 @@ impl World {
             return worker.inbox.push(input);
         }
         if let Some(machine) = &mut worker.machine {
+            worker.conduct.hears(&input);
             machine.handle(input, self.now);
             self.act(index);
         }
@@ -507,6 +527,7 @@ impl World {
             }),
             Action::Claim(order) => self.claim(index, life, order),
             Action::Settle(number, order) => {
+                self.workers[index].conduct.settles(number, &order);
                 let input = move |result| Input::Settled(number, result);
                 self.call(index, life, input, move |world| {
                     let (settled, delivered) = world.database.settle(&order.request(), world.now);
@@ -529,7 +550,7 @@ impl World {
             Action::Check => {
                 let wait = self.millis(0, 20);
                 self.after(wait, move |world| {
-                    let down = world.broker_down > 0;
+                    let down = world.is_unreachable(index);
                     let result = if down { Err(PublishErrorKind::Unavailable) } else { Ok(()) };
                     world.answer(index, life, Input::Checked(result));
                 });
@@ -540,7 +561,13 @@ impl World {
             Action::Purge(_) => self.call(index, life, Input::Purged, |_| 0),
             Action::Close(within) => {
                 let wait = self.millis(0, within.as_millis() as u64);
-                self.after(wait, move |world| world.answer(index, life, Input::Closed));
+                self.after(wait, move |world| {
+                    // Whatever a shutdown past its limit did not wait for is unknown.
+                    for _ in 0..world.workers[index].conduct.unanswered() {
+                        world.log.ambiguous();
+                    }
+                    world.answer(index, life, Input::Closed);
+                });
             }
             Action::Stop => {
                 self.stop(index);
@@ -616,7 +643,9 @@ impl World {
                 world.answer(index, life, Input::Claimed(Err(StoreErrorKind::Unavailable)));
             });
         };
-        let between = answer_at.saturating_sub(at) / 2;
+        let slow = self.plan.slow_reads && self.random.random_ratio(1, 4);
+        let longer = if slow { self.millis(5, 400) } else { Duration::ZERO };
+        let between = (answer_at + longer).saturating_sub(at) / 2;
         self.after(at, move |world| {
             let mut reply = world.database.page(&order.request(), world.now);
             world.after(between, move |world| {
@@ -632,8 +661,13 @@ impl World {
 
     fn publish(&mut self, index: usize, life: u64, batch: u64, all: Vec<(Delivery, Time)>) {
         let undecided = self.plan.settings.undecided;
+        self.judge_publish(index, batch, &all);
+        let together = self.plan.settings.in_key_window > 1;
+        let mut wait = Duration::ZERO;
         for (number, (delivery, not_after)) in all.into_iter().enumerate() {
-            let wait = Duration::from_micros(self.random.random_range(0..=200));
+            if number == 0 || !together {
+                wait = Duration::from_micros(self.random.random_range(0..=200));
+            }
             self.after(wait, move |world| {
                 world.hand_over(index, life, batch, number, delivery, not_after);
             });
@@ -641,6 +675,40 @@ impl World {
         self.after(undecided + Duration::from_millis(300), move |world| {
             world.answer(index, life, Input::PublishEnded(batch));
         });
+    }
+
+    /// When a message reaches the log: behind what the worker handed over of its key before.
+    fn in_line(&mut self, index: usize, delivery: &Delivery) -> Duration {
+        let soon = self.latency();
+        let (topic, key) = (delivery.message.topic(), delivery.message.key());
+        let Some(key) = key else { return soon };
+        let line = (topic.to_owned(), key.to_owned());
+        let last = self.workers[index].lines.entry(line).or_default();
+        *last = (*last).max(self.now + soon);
+        *last - self.now
+    }
+
+    fn is_unreachable(&self, index: usize) -> bool {
+        self.broker_down > 0 || self.workers[index].cut
+    }
+
+    fn judge_publish(&mut self, index: usize, batch: u64, all: &[(Delivery, Time)]) {
+        let Some(me) = self.workers[index].id else { return };
+        let cap = self.plan.settings.rows_in_flight;
+        for text in self.workers[index].conduct.publishes(batch, all, cap) {
+            self.log.violate(text);
+        }
+        // Steps of the store's clock shorten leases, and none can be known to have happened.
+        if self.plan.clock_steps > 0 {
+            return;
+        }
+        for (delivery, not_after) in all {
+            let lease_ends = self.database.granted(me, delivery.lane);
+            if lease_ends.is_none_or(|end| *not_after + self.plan.settings.undecided > end) {
+                let id = delivery.message.id();
+                self.log.violate(format!("too late: {id} may be undecided when its lease ends"));
+            }
+        }
     }
 
     fn hand_over(
@@ -666,11 +734,11 @@ impl World {
         let topic = delivery.message.topic();
         let fails = self.rejected.get(&id).copied();
         let unknown_topic = self.plan.unknown_topic && topic == TOPICS[2] && self.storm;
-        let soon = self.latency();
+        let soon = self.in_line(index, &delivery);
         let refuse = |kind: PublishErrorKind| Outcome::Failed(kind, Failure::new("test", ""));
         let (append, outcome, wait) = if self.now >= not_after {
             (None, refuse(PublishErrorKind::NotSent), Duration::ZERO)
-        } else if self.broker_down > 0 {
+        } else if self.is_unreachable(index) {
             let kind = if self.random.random_bool(0.5) {
                 (PublishErrorKind::Unavailable, soon)
             } else {
@@ -696,14 +764,18 @@ impl World {
             self.fault();
             let unknown = refuse(PublishErrorKind::Unknown);
             let late = self.millis(0, 4_000);
-            match self.random.random_range(0..3) {
+            match self.random.random_range(0..4) {
                 0 => (None, unknown, undecided),
-                1 => (Some(soon), unknown, undecided),
+                // No answer at all: the end of the publish must do.
+                1 => (None, unknown, Duration::MAX),
+                2 => (Some(soon), unknown, undecided),
                 // It travels on though the client has given it up.
                 _ => (Some(late), unknown, undecided),
             }
         } else {
-            (Some(soon), Outcome::Delivered(Receipt::default()), soon + self.latency())
+            let slow = self.plan.slow_answers && self.random.random_ratio(1, 3);
+            let answer = if slow { self.millis(0, 1_500) } else { self.latency() };
+            (Some(soon), Outcome::Delivered(Receipt::default()), soon + answer)
         };
         if matches!(outcome, Outcome::Failed(PublishErrorKind::Unknown, _)) {
             self.log.ambiguous();
@@ -714,8 +786,10 @@ impl World {
                 world.log.append(id);
             });
         }
-        let input = Input::Answered(batch, vec![(number, outcome)]);
-        self.after(wait, move |world| world.answer(index, life, input));
+        if wait < Duration::MAX {
+            let input = Input::Answered(batch, vec![(number, outcome)]);
+            self.after(wait, move |world| world.answer(index, life, input));
+        }
         let attempts = delivery.state.attempts;
         if attempts > self.log.counted(id) {
             self.log.violate(format!("attempts: {attempts} are counted for {id}"));
