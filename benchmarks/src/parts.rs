@@ -38,6 +38,7 @@ pub(crate) const PARTS: &[Part] = &[
     Part { name: "blocked-purge", run: |lab| Box::pin(blocked::purge(lab)) },
     Part { name: "relays", run: |lab| Box::pin(shapes::relays(lab)) },
     Part { name: "lanes", run: |lab| Box::pin(shapes::lanes(lab)) },
+    Part { name: "windows", run: |lab| Box::pin(shapes::windows(lab)) },
     Part { name: "payloads", run: |lab| Box::pin(shapes::payloads(lab)) },
     Part { name: "memory", run: |lab| Box::pin(memory::run(lab)) },
     Part { name: "retained", run: |lab| Box::pin(blocked::archive(lab)) },

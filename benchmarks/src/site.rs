@@ -129,7 +129,6 @@ impl Site {
             let history: i64 = first(&mut connection, history).await?.parse()?;
             let dirty = status(&mut connection, "Innodb_buffer_pool_pages_dirty").await?;
             if (history < 500 && dirty < 500) || began.elapsed() > Duration::from_secs(60) {
-                eprintln!("rest: history {history}, dirty {dirty} after {:?}", began.elapsed());
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,9 +1,10 @@
 //! A backlog is drained: ours beside the limit, in pairs, and beside the usual loops.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
 use integration_tests::{database::Engine, kafka::Kafka};
+use outbox_core::DispatcherBuilder;
 use outbox_kafka::KafkaBroker;
 
 use crate::{
@@ -145,15 +146,23 @@ pub(crate) async fn drain(
     kafka: &Kafka,
     rows: usize,
 ) -> Result<(Duration, Cpu)> {
+    drain_by(lab, site, kafka, rows, |builder| builder).await
+}
+
+/// The same with other settings.
+pub(crate) async fn drain_by(
+    lab: &Lab,
+    site: &Site,
+    kafka: &Kafka,
+    rows: usize,
+    change: impl FnOnce(DispatcherBuilder) -> DispatcherBuilder,
+) -> Result<(Duration, Cpu)> {
     let broker = KafkaBroker::builder(kafka.bootstrap()).build()?;
     let before = lab.cpu(site.engine).await?;
-    let relay = Relay::start(site, broker, |builder| builder)?;
+    let relay = Relay::start(site, broker, change)?;
     let done = relay.settled(rows, PATIENCE).await?;
     let cpu = lab.cpu(site.engine).await? - before;
     let time = done - relay.began;
-    let settles = relay.watched.settles.lock().map_or(0, |settles| settles.len());
-    let claims = relay.watched.claims.load(Relaxed);
-    lab.progress(format!("{}: {claims} claims, {settles} settles", site.engine));
     relay.stop().await?;
     Ok((time, cpu))
 }

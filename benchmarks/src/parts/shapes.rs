@@ -9,8 +9,9 @@ use anyhow::{Context, Result, ensure};
 use integration_tests::database::Engine;
 use outbox_kafka::KafkaBroker;
 
-use super::drain::{DELETERS, PARTITIONS, drain};
+use super::drain::{DELETERS, PARTITIONS, drain, drain_by};
 use crate::{
+    cpu::Cpu,
     lab::{Lab, per_second},
     raw,
     relay::Relay,
@@ -204,5 +205,49 @@ pub(crate) async fn payloads(lab: &Lab) -> Result<Page> {
         }
     }
     page.table(["", "payload", "messages/s", "MB/s", "limit, messages/s", "ratio"], &rows);
+    Ok(page)
+}
+
+pub(crate) async fn windows(lab: &Lab) -> Result<Page> {
+    let count = lab.pick(100_000, 500_000);
+    let mut page = Page::new("Windows");
+    page.say(format!(
+        "The drain of {count} messages by the number of rows that may be published and not yet \
+         settled, which is also the bound of duplicates for each fault; a topic may use half of \
+         it. Larger windows make larger requests to Kafka. Processor time of each message in µs."
+    ));
+    let kafka = lab.kafka().await?;
+    let mut rows = vec![];
+    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
+        let site = Site::new(lab, *engine).await?;
+        let mut windows =
+            [5_000, 10_000, 20_000, 40_000].map(|window| (window, Runs::default(), Cpu::default()));
+        let rounds = lab.pick(2, 3);
+        for _ in 0..rounds {
+            for (window, runs, used) in &mut windows {
+                let topic = Topic::new(kafka, PARTITIONS).await?;
+                site.fill(&topic.name, Backlog::of(count)).await?;
+                let (time, cpu) =
+                    drain_by(lab, &site, kafka, count, |it| it.rows_in_flight(*window)).await?;
+                runs.push(per_second(count, time));
+                *used += cpu;
+                topic.delete().await?;
+                lab.progress(format!("{engine}, window {window}: {}/s", rate(runs.median())));
+            }
+        }
+        for (window, runs, cpu) in &windows {
+            let each = |seconds: f64| format!("{:.1}", seconds * 1e6 / (count * rounds) as f64);
+            rows.push([
+                engine.to_string(),
+                window.to_string(),
+                runs.rate(),
+                each(cpu.database),
+                each(cpu.kafka),
+                each(cpu.relay),
+                each(cpu.client),
+            ]);
+        }
+    }
+    page.table(["", "window", "messages/s", "database", "Kafka", "relay", "librdkafka"], &rows);
     Ok(page)
 }
