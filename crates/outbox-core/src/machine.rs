@@ -394,7 +394,7 @@ pub struct Machine {
     topics: Topics,
     loaded_rows: usize,
     loaded_bytes: usize,
-    ready: VecDeque<KeyId>,
+    ready: VecDeque<(KeyId, TopicId)>,
     thirsty: VecDeque<KeyId>,
     stalled_by_lane: Vec<KeyId>,
     parked: BinaryHeap<Reverse<(Time, KeyId)>>,

@@ -82,7 +82,8 @@ impl Machine {
             (true, Place::Ready) | (false, Place::Thirsty) => key.place = before,
             (true, _) => {
                 key.place = Place::Ready;
-                self.ready.push_back(id);
+                self.ready.push_back((id, key.topic));
+                self.topics.get_mut(key.topic).ready += 1;
             }
             (false, _) => {
                 key.place = Place::Thirsty;
@@ -109,8 +110,7 @@ impl Machine {
     pub(super) fn unstall(&mut self, topic: TopicId, now: Time) {
         let bytes_share = self.bytes_share();
         let closed = self.topics.get(topic).is_closed();
-        let room = self.topics.get(topic).room();
-        let mut rounds = if closed { 1 } else { room.saturating_sub(self.ready.len()) };
+        let mut rounds = if closed { 1 } else { self.topics.get(topic).room() };
         while rounds > 0 && self.topics.get(topic).allows(bytes_share, now) {
             let Some(id) = self.topics.get_mut(topic).stalled.pop_front() else { return };
             if self.keys.get(&id).is_some_and(|key| key.place == Place::Stalled) {
@@ -163,13 +163,14 @@ impl Machine {
     ) {
         let bytes_share = self.bytes_share();
         while entries.len() < limit {
-            let Some(id) = self.ready.pop_front() else { break };
+            let Some((id, topic)) = self.ready.pop_front() else { break };
+            self.topics.get_mut(topic).ready -= 1;
             let Some(key) = self.keys.get_mut(&id) else { continue };
             if key.place != Place::Ready {
                 continue;
             }
             key.place = Place::Nowhere;
-            let (lane, topic) = (key.lane, key.topic);
+            let lane = key.lane;
             let Some(not_after) = self.send_until(lane, now) else {
                 self.set_place(id, Place::Stalled);
                 self.stalled_by_lane.push(id);

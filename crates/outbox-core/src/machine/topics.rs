@@ -38,6 +38,8 @@ pub(super) struct Topic {
     full_since: Option<Time>,
     /// The destination is unknown or forbidden: single messages probe.
     closed: Option<Closed>,
+    /// Its entries among the keys that are ready, stale ones included.
+    pub(super) ready: usize,
     /// Keys that could send if the topic let them.
     pub(super) stalled: VecDeque<KeyId>,
 }
@@ -77,6 +79,7 @@ impl Topics {
             halved_at: None,
             full_since: None,
             closed: None,
+            ready: 0,
             stalled: VecDeque::new(),
         });
         id
@@ -125,9 +128,9 @@ impl Topic {
         }
     }
 
-    /// How many more of its messages may be outstanding.
+    /// How many more of its keys may join those that are ready.
     pub(super) fn room(&self) -> usize {
-        self.share.saturating_sub(self.offered)
+        self.share.saturating_sub(self.offered + self.ready)
     }
 
     pub(super) fn sent(&mut self, bytes: usize, now: Time) {
