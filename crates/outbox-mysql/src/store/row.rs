@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox_core::Message;
 use outbox_core::delivery::{Delivery, Failure, Lane, Position, RowId, RowState};
 use outbox_core::message::MessageId;
-use outbox_core::store::{Claimed, StoreError, Swept, Unreadable};
+use outbox_core::store::{Claimed, StoreError, StoreErrorKind, Swept, Unreadable};
 use sqlx::mysql::MySqlRow;
 
 use crate::headers;
@@ -22,36 +22,54 @@ pub(super) fn size(alias: &str) -> String {
     )
 }
 
-/// The recorded state of a row: attempts, revision, held, wait, retried.
+/// The recorded state of a row in one column: null as long as nothing was ever recorded, otherwise
+/// attempts, revision, held, wait and retried, with commas between them.
 ///
+/// One column, because each costs both sides something for every message, and nearly all are new.
 /// The wait is what remains by the database's clock, in microseconds.
 pub(super) fn state(alias: &str) -> String {
     format!(
-        "{alias}.attempts, {alias}.revision, {alias}.held_at IS NOT NULL, \
-         IF({alias}.available_at IS NULL, 0, \
-           GREATEST(0, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {alias}.available_at))), \
-         {alias}.retried"
+        "IF({alias}.attempts = 0 AND {alias}.revision = 0 AND {alias}.held_at IS NULL \
+           AND {alias}.available_at IS NULL AND {alias}.retried = 0, NULL, \
+         CONCAT_WS(',', {alias}.attempts, {alias}.revision, {alias}.held_at IS NOT NULL, \
+           IF({alias}.available_at IS NULL, 0, \
+             GREATEST(0, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {alias}.available_at))), \
+           {alias}.retried <> 0))"
     )
 }
 
-pub(super) fn read_state(row: &MySqlRow, first: usize) -> Result<RowState, StoreError> {
-    Ok(RowState::new(fit(row, first)?, fit(row, first + 1)?)
-        .with_held(number(row, first + 2)? == 1)
-        .with_wait(Duration::from_micros(number(row, first + 3)?))
-        .with_retried(number(row, first + 4)? == 1))
+pub(super) fn read_state(row: &MySqlRow, column: usize) -> Result<RowState, StoreError> {
+    let Some(recorded) = bytes(row, column)? else { return Ok(RowState::new(0, 0)) };
+    parse_state(recorded).ok_or_else(|| StoreErrorKind::Other.into())
+}
+
+fn parse_state(recorded: &[u8]) -> Option<RowState> {
+    let mut numbers = std::str::from_utf8(recorded).ok()?.split(',').map(str::parse::<u64>);
+    let mut next = || numbers.next()?.ok();
+    let state = RowState::new(next()?.try_into().ok()?, next()?.try_into().ok()?)
+        .with_held(next()? == 1)
+        .with_wait(Duration::from_micros(next()?))
+        .with_retried(next()? == 1);
+    numbers.next().is_none().then_some(state)
 }
 
 /// The columns of a whole row, in the order that [`read`] expects; content only when it is within
 /// `limit` bytes.
 pub(super) fn columns(alias: &str, limit: Option<usize>) -> String {
     let size = size(alias);
+    // An absent one is told from one that does not fit by the size, which is asked first.
     let content = |column: &str| match limit {
-        Some(limit) => format!("IF({size} <= {limit}, {alias}.{column}, NULL)"),
+        Some(limit) => {
+            format!("IF({alias}.{column} IS NULL OR {size} > {limit}, NULL, {alias}.{column})")
+        }
         None => format!("{alias}.{column}"),
     };
-    let fits = limit.map_or_else(|| "1".to_owned(), |limit| format!("{size} <= {limit}"));
+    let too_large = match limit {
+        Some(limit) => format!("NULLIF(GREATEST({size}, {limit}), {limit})"),
+        None => "NULL".to_owned(),
+    };
     format!(
-        "{alias}.id, {alias}.lane, {fits}, {size}, {alias}.message_id, {alias}.topic, \
+        "{alias}.id, {alias}.lane, {too_large}, {alias}.message_id, {alias}.topic, \
          {alias}.message_key, {alias}.partition_no, {headers}, {payload}, \
          TIMESTAMPDIFF(MICROSECOND, {alias}.created_at, UTC_TIMESTAMP(6)), {state}",
         headers = content("headers"),
@@ -69,21 +87,21 @@ pub(super) fn read_swept(row: &MySqlRow) -> Result<Swept, StoreError> {
 pub(super) fn read(row: &MySqlRow, first: usize) -> Result<Claimed, StoreError> {
     let position = Position(number(row, first)?);
     let lane = Lane(fit(row, first + 1)?);
-    if number(row, first + 2)? == 0 {
-        return Ok(Claimed::Unread(Swept::new(position, lane, fit(row, first + 3)?)));
+    if bytes(row, first + 2)?.is_some() {
+        return Ok(Claimed::Unread(Swept::new(position, lane, fit(row, first + 2)?)));
     }
-    let age = Duration::from_micros(number(row, first + 10)?);
-    let state = read_state(row, first + 11)?;
-    let why = match read_message(row, first + 4) {
+    let age = Duration::from_micros(number(row, first + 9)?);
+    let state = read_state(row, first + 10)?;
+    let why = match read_message(row, first + 3) {
         Ok(message) => {
             let delivery = Delivery::new(position, lane, message);
             return Ok(Claimed::Delivery(delivery.with_state(state).with_age(age)));
         }
         Err(why) => why,
     };
-    let message_id = MessageId::from_bytes(id(row, first + 4)?);
-    let topic = String::from_utf8_lossy(bytes(row, first + 5)?.unwrap_or_default());
-    let key = bytes(row, first + 6)?.map(<[u8]>::to_vec);
+    let message_id = MessageId::from_bytes(id(row, first + 3)?);
+    let topic = String::from_utf8_lossy(bytes(row, first + 4)?.unwrap_or_default());
+    let key = bytes(row, first + 5)?.map(<[u8]>::to_vec);
     let id = RowId::new(position, message_id);
     let unreadable = Unreadable::new(id, lane, Failure::new(UNREADABLE, why));
     Ok(Claimed::Unreadable(unreadable.with_destination(topic, key).with_state(state, age)))
@@ -125,4 +143,19 @@ pub(crate) fn read_message(row: &MySqlRow, first: usize) -> Result<Message, &'st
             _ => "message is invalid",
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recorded_state_is_five_numbers() {
+        let state = RowState::new(3, 2).with_held(true).with_wait(Duration::from_micros(70));
+        assert_eq!(parse_state(b"3,2,1,70,0"), Some(state));
+        assert_eq!(parse_state(b"0,0,0,0,1"), Some(RowState::new(0, 0).with_retried(true)));
+        for bad in [&b"3,2,1,70"[..], b"3,2,1,70,0,0", b"3,2,1,-70,0", b""] {
+            assert_eq!(parse_state(bad), None);
+        }
+    }
 }
