@@ -2,6 +2,7 @@
 
 mod check;
 mod fix;
+mod model;
 mod seeded_bugs;
 mod servers;
 mod simulate;
@@ -19,5 +20,11 @@ pub(crate) struct Command {
 }
 
 /// All of them, in the order of the list.
-pub(crate) const COMMANDS: &[Command] =
-    &[check::COMMAND, fix::COMMAND, servers::COMMAND, simulate::COMMAND, seeded_bugs::COMMAND];
+pub(crate) const COMMANDS: &[Command] = &[
+    check::COMMAND,
+    fix::COMMAND,
+    servers::COMMAND,
+    simulate::COMMAND,
+    seeded_bugs::COMMAND,
+    model::COMMAND,
+];

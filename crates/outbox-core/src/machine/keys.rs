@@ -29,7 +29,7 @@ impl KeyId {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Key {
     pub(super) topic: TopicId,
     pub(super) lane: Lane,
