@@ -33,14 +33,20 @@ async fn drop_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
 
 fn message(number: usize) -> Message {
     let key = (number % 3).to_string();
-    Message::builder("orders").key(key).payload(number.to_string()).build().unwrap()
+    Message::builder("orders")
+        .key(key)
+        .payload(number.to_string())
+        .build()
+        .expect("nothing of it can fail")
 }
 
 async fn add(store: &MemoryStore, count: usize) -> Vec<MessageId> {
     let mut ids = Vec::new();
     for number in 0..count {
         let mut tx = store.begin();
-        ids.push(store.outbox().add(&mut tx, message(number)).await.unwrap());
+        ids.push(
+            store.outbox().add(&mut tx, message(number)).await.expect("nothing of it can fail"),
+        );
         tx.commit();
     }
     ids

@@ -19,7 +19,12 @@ const CANARIES: [&str; 3] = ["canary-key-5f1c", "canary-payload-77ab", "canary-h
 
 fn message(topic: &str) -> Message {
     let [key, payload, header] = CANARIES;
-    Message::builder(topic).key(key).payload(payload).header("auth", header).build().unwrap()
+    Message::builder(topic)
+        .key(key)
+        .payload(payload)
+        .header("auth", header)
+        .build()
+        .expect("nothing of it can fail")
 }
 
 /// Everything that was shown to anybody.
@@ -28,25 +33,25 @@ struct Shown(Arc<Mutex<Vec<u8>>>);
 
 impl Shown {
     fn show(&self, what: impl std::fmt::Debug) {
-        writeln!(self.clone(), "{what:?} {what:#?}").unwrap();
+        writeln!(self.clone(), "{what:?} {what:#?}").expect("nothing of it can fail");
     }
 
     fn error(&self, error: &dyn std::error::Error) {
         let mut next = Some(error);
         while let Some(error) = next {
-            writeln!(self.clone(), "{error} {error:?}").unwrap();
+            writeln!(self.clone(), "{error} {error:?}").expect("nothing of it can fail");
             next = error.source();
         }
     }
 
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.0.lock().expect("nothing of it can fail")).into_owned()
     }
 }
 
 impl Write for Shown {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().expect("nothing of it can fail").extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

@@ -26,7 +26,7 @@ fn check() -> Result<bool, String> {
     let arguments = Arguments::of_process(&["only", "states", "bug"])?;
     let only = arguments.or("only", String::new())?;
     let most = arguments.or("states", MOST_STATES)?;
-    choose_bug(arguments.or("bug", String::new())?)?;
+    choose_bug(&arguments.or("bug", String::new())?)?;
     let began = Instant::now();
     let (mut systems, mut states, mut broken) = (0, 0, 0);
     for setup in Setup::all() {
@@ -65,7 +65,11 @@ fn check_one(setup: Setup, most: usize) -> (usize, usize) {
             eprintln!("{name}: {} states so far", count(checker.unique_state_count() as u64));
         }
     }
-    let complete = checker.is_done();
+    // A search also ends at the first failure.
+    let failed = |property: &stateright::Property<Setup>| {
+        property.expectation.discovery_is_failure() && checker.discovery(property.name).is_some()
+    };
+    let complete = checker.is_done() && !checker.model().properties().iter().any(failed);
     let states = checker.unique_state_count();
     println!(
         "{name}: {} states, depth {}, {}, {:.1} s",
@@ -100,7 +104,7 @@ fn check_one(setup: Setup, most: usize) -> (usize, usize) {
 
 /// Switches a defect on, so that the model shows that it can fail.
 #[cfg(outbox_seeded_bug)]
-fn choose_bug(name: String) -> Result<(), String> {
+fn choose_bug(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Ok(());
     }
@@ -111,7 +115,7 @@ fn choose_bug(name: String) -> Result<(), String> {
 }
 
 #[cfg(not(outbox_seeded_bug))]
-fn choose_bug(name: String) -> Result<(), String> {
+fn choose_bug(name: &str) -> Result<(), String> {
     if name.is_empty() {
         return Ok(());
     }

@@ -153,7 +153,7 @@ impl State {
         let step = self.written[writer];
         self.written[writer] += 1;
         let name = setup.writers[writer][step / 2];
-        if step % 2 == 0 {
+        if step.is_multiple_of(2) {
             let row = Row { name, committed: false, state: RowState::default() };
             self.rows.insert(self.next_id, row);
             self.next_id += 1;
@@ -469,17 +469,17 @@ impl Hash for State {
             (row.state.attempts, row.state.revision).hash(state);
         }
         for worker in &self.workers {
-            worker.as_ref().map(Worker::fingerprint).hash(state);
+            worker.as_ref().map(|worker| worker.fingerprint()).hash(state);
         }
     }
 }
 
 impl Worker {
-    fn fingerprint(&self) -> (u64, String, Vec<Send>, Vec<(Send, Verdict)>, Vec<Name>) {
+    fn fingerprint(&self) -> impl Hash {
         // The orders that are out are the machine's own, and part of its fingerprint.
         let reading = self.claim.as_ref().map(|reading| (&reading.reply, reading.both));
         let settles: Vec<_> = self.settles.iter().map(|(number, _, done)| (number, done)).collect();
-        let known = self.acknowledged.iter().copied().collect();
+        let known: Vec<Name> = self.acknowledged.iter().copied().collect();
         let open = format!("{reading:?}{settles:?}");
         (self.machine.fingerprint(), open, self.sends.clone(), self.answers.clone(), known)
     }
