@@ -1,6 +1,6 @@
 //! A MySQL or MariaDB server, shared or a test's own.
 
-use std::{fmt, ops::Deref, time::Duration};
+use std::{fmt, ops::Deref, process::Output, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
@@ -131,6 +131,34 @@ impl Database {
             .await?;
         connection.close().await?;
         Ok(format!("{}/{name}", self.base))
+    }
+
+    /// Runs statements by the engine's own command-line client, as a person would, in the database
+    /// at this URL of the server's.
+    ///
+    /// # Errors
+    ///
+    /// When the client cannot be fetched or run. What it could not do is in its output.
+    pub async fn client(&self, url: &str, statements: &str) -> Result<Output> {
+        let (account, path) = url
+            .strip_prefix("mysql://")
+            .and_then(|rest| rest.rsplit_once('@'))
+            .context("a URL with an account")?;
+        let (user, password) = account.split_once(':').unwrap_or((account, ""));
+        let (address, name) = path.split_once('/').context("a URL with a database")?;
+        let (host, port) = address.split_once(':').unwrap_or((address, "3306"));
+        let arguments = [
+            "--protocol=tcp".to_owned(),
+            format!("--host={host}"),
+            format!("--port={port}"),
+            format!("--user={user}"),
+            format!("--password={password}"),
+            format!("--database={name}"),
+            format!("--execute={statements}"),
+        ];
+        let engine = self.engine;
+        let run = move || Ok(native::client::client(engine)?.args(arguments).output()?);
+        tokio::task::spawn_blocking(run).await?
     }
 }
 

@@ -1,5 +1,7 @@
 //! Apache Kafka, shared or a test's own.
 
+mod acl;
+
 use std::{
     net::SocketAddr,
     ops::Deref,
@@ -17,9 +19,11 @@ use rdkafka::{
 
 use crate::{
     names,
-    native::{self, Server},
+    native::{self, Server, kafka::Node},
     proxy::Proxy,
 };
+
+pub use acl::AUTHORIZER;
 
 /// A cluster that answers.
 ///
@@ -113,6 +117,22 @@ impl Kafka {
         Ok(name)
     }
 
+    /// The partitions of a topic that a node leads.
+    ///
+    /// # Errors
+    ///
+    /// When no broker answers.
+    pub async fn led_by(&self, topic: &str, node: i32) -> Result<Vec<i32>> {
+        let (client, topic) = (self.client(), topic.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let consumer: BaseConsumer = client.create()?;
+            let metadata = consumer.fetch_metadata(Some(&topic), METADATA)?;
+            let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+            Ok(partitions.filter(|one| one.leader() == node).map(|one| one.id()).collect())
+        })
+        .await?
+    }
+
     async fn leaders(&self, topic: &str, partitions: usize) -> Result<()> {
         let (client, topic) = (self.client(), topic.to_owned());
         tokio::task::spawn_blocking(move || {
@@ -158,6 +178,7 @@ impl Nodes {
 pub struct KafkaCluster {
     kafka: Kafka,
     nodes: Vec<Server>,
+    inner_ports: Vec<u16>,
     proxies: Vec<Proxy>,
 }
 
@@ -168,8 +189,20 @@ impl KafkaCluster {
     ///
     /// When it cannot be fetched or started; the message says what to install.
     pub async fn private(nodes: Nodes) -> Result<Self> {
-        let nodes =
-            tokio::task::spawn_blocking(move || native::kafka::nodes(nodes.count(), Ok)).await??;
+        Self::private_with(nodes, &[]).await
+    }
+
+    /// The same, with settings of the nodes, such as an authorizer.
+    ///
+    /// # Errors
+    ///
+    /// As [`private`](Self::private).
+    pub async fn private_with(
+        nodes: Nodes,
+        settings: &'static [(&'static str, &'static str)],
+    ) -> Result<Self> {
+        let set_up = move || native::kafka::nodes(nodes.count(), settings, Ok);
+        let nodes = tokio::task::spawn_blocking(set_up).await??;
         Self::started(nodes, vec![]).await
     }
 
@@ -189,16 +222,19 @@ impl KafkaCluster {
         let advertised: Vec<u16> = proxies.iter().map(|proxy| proxy.address().port()).collect();
         let nodes = tokio::task::spawn_blocking(move || {
             let mut advertised = advertised.into_iter();
-            native::kafka::nodes(nodes.count(), |_| advertised.next().context("a proxy a node"))
+            let advertise = |_| advertised.next().context("a proxy a node");
+            native::kafka::nodes(nodes.count(), &[], advertise)
         })
         .await??;
         for (proxy, node) in proxies.iter().zip(&nodes) {
-            proxy.dial(SocketAddr::from(([127, 0, 0, 1], node.port())));
+            proxy.dial(SocketAddr::from(([127, 0, 0, 1], node.server.port())));
         }
         Self::started(nodes, proxies).await
     }
 
-    async fn started(nodes: Vec<Server>, proxies: Vec<Proxy>) -> Result<Self> {
+    async fn started(nodes: Vec<Node>, proxies: Vec<Proxy>) -> Result<Self> {
+        let (nodes, inner_ports): (Vec<_>, Vec<_>) =
+            nodes.into_iter().map(|node| (node.server, node.inner_port)).unzip();
         // Together: none is ready before a majority runs.
         for node in &nodes {
             node.launch()?;
@@ -211,9 +247,8 @@ impl KafkaCluster {
         } else {
             proxies.iter().map(|proxy| proxy.address().port()).collect()
         };
-        let bootstrap: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let kafka = Kafka::at(&bootstrap.join(","), nodes.len(), PATIENCE).await?;
-        Ok(Self { kafka, nodes, proxies })
+        let kafka = Kafka::at(&addresses(&ports), nodes.len(), PATIENCE).await?;
+        Ok(Self { kafka, nodes, inner_ports, proxies })
     }
 
     /// The nodes' processes, to be stopped, killed, paused and started again.
@@ -227,6 +262,17 @@ impl KafkaCluster {
     pub fn proxies(&self) -> &[Proxy] {
         &self.proxies
     }
+
+    /// Addresses that lead a client past the proxies, to the nodes themselves.
+    #[must_use]
+    pub fn inner_bootstrap(&self) -> String {
+        addresses(&self.inner_ports)
+    }
+}
+
+fn addresses(ports: &[u16]) -> String {
+    let all: Vec<_> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    all.join(",")
 }
 
 impl Deref for KafkaCluster {

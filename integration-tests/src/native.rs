@@ -6,6 +6,7 @@
 
 mod account;
 mod cache;
+pub(crate) mod client;
 mod debian;
 mod folder;
 pub(crate) mod kafka;

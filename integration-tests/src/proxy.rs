@@ -135,6 +135,14 @@ impl Proxy {
         self.faults().cut_reply_of(text);
     }
 
+    /// Makes every connection silent, both ways, on which a client sends this text, from that
+    /// request on: the network loses one kind of request and no other. Until [`heal`](Self::heal).
+    ///
+    /// The text must travel unencrypted, as for [`cut_before`](Self::cut_before).
+    pub fn silence(&self, text: &[u8]) {
+        self.faults().silence(text);
+    }
+
     /// How many of the cuts that happen once have happened.
     #[must_use]
     pub fn happened(&self) -> usize {
@@ -333,6 +341,21 @@ mod tests {
         assert_eq!(proxy.happened(), 1);
         let mut next = connect(&proxy).await;
         assert_eq!(soon(exchange(&mut next, b"COMMIT")).await.unwrap(), b"COMMIT");
+    }
+
+    #[tokio::test]
+    async fn connections_with_a_text_fall_silent_and_no_other() {
+        let (proxy, got) = proxied().await;
+        proxy.silence(b"DELETE");
+        let (mut one, mut other) = (connect(&proxy).await, connect(&proxy).await);
+        soon(exchange(&mut one, b"a")).await.unwrap();
+        timeout(NEVER, exchange(&mut one, b"DELETE")).await.unwrap_err();
+        timeout(NEVER, exchange(&mut one, b"lost as well")).await.unwrap_err();
+        soon(exchange(&mut other, b"b")).await.unwrap();
+        timeout(NEVER, exchange(&mut connect(&proxy).await, b"DELETE")).await.unwrap_err();
+        proxy.heal();
+        soon(exchange(&mut connect(&proxy).await, b"DELETE")).await.unwrap();
+        assert_eq!(*got.borrow(), b"abDELETE");
     }
 
     #[tokio::test]

@@ -97,6 +97,15 @@ CREATE TABLE IF NOT EXISTS outbox_delivered (
   UNIQUE KEY outbox_delivered_message (message_id, outbox_id)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 
+-- Messages of other services that consumers of this database have accepted.
+CREATE TABLE IF NOT EXISTS outbox_inbox (
+  consumer VARBINARY(255) NOT NULL,
+  message_id BINARY(16) NOT NULL,
+  accepted_at DATETIME(6) NOT NULL,
+  PRIMARY KEY (consumer, message_id),
+  KEY outbox_inbox_accepted (accepted_at)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
 -- The version of these tables and the number of lanes, written last. No lanes: a change of their
 -- number was interrupted and must be run again.
 CREATE TABLE IF NOT EXISTS outbox_meta (

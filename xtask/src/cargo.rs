@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 /// The crates that are published, in the order of their dependencies.
-pub(crate) const PUBLISHED: [&str; 4] =
-    ["outbox-core", "outbox-mysql", "outbox-kafka", "outbox-testing"];
+pub(crate) const PUBLISHED: [&str; 5] =
+    ["outbox-core", "outbox-mysql", "outbox-kafka", "outbox-testing", "outbox-sqlite"];
 
 /// The root of the workspace.
 pub(crate) fn workspace() -> PathBuf {

@@ -12,7 +12,8 @@ use crate::store::StoreError;
 /// the dead letters under the policy `skip`.
 ///
 /// Verbs take message ids, ignore ids that are neither held nor dead, and tell how many messages
-/// they changed, so that repeating one is harmless.
+/// they changed, so that repeating one is harmless. An id that was added more than once may be held
+/// or dead more than once: a verb then changes all of these messages, and counts each.
 #[async_trait]
 pub trait DeadLetters: std::fmt::Debug + Send + Sync {
     /// Lists messages, oldest first.
@@ -30,7 +31,8 @@ pub trait DeadLetters: std::fmt::Debug + Send + Sync {
     async fn get(&self, id: MessageId) -> Result<Option<DeadLetter>, StoreError>;
 
     /// Offers messages again, with no attempts counted. A held one keeps its place and its order;
-    /// a dead one goes last and may appear after newer messages of its key.
+    /// a dead one goes last and may appear after newer messages of its key. Of several dead ones
+    /// with one id the oldest goes first.
     ///
     /// # Errors
     ///

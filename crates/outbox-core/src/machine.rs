@@ -562,9 +562,12 @@ impl Machine {
         if let Some(Reverse((time, _))) = self.parked.peek() {
             at(*time);
         }
-        // A probe that is due waits for something to send.
-        let probe_at = self.circuit.probe_at().filter(|_| !self.ready.is_empty());
-        for time in [probe_at, self.topics.probe_at()].into_iter().flatten() {
+        // While the broker is down, no topic is probed on its own.
+        let probe = match self.circuit.is_open() {
+            true => self.circuit.probe_at().filter(|_| !self.ready.is_empty()),
+            false => self.topics.probe_at(),
+        };
+        if let Some(time) = probe {
             at(time);
         }
         if self.needs_check() {

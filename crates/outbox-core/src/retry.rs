@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// When a failed message is tried again, and when it dies.
 ///
-/// Exponential back-off with full jitter and a cap: the wait before attempt n + 1 is uniform
+/// Exponential back-off with jitter and a cap: the wait before attempt n + 1 is uniform
 /// between half a step and a whole step, where the step doubles with every attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]

@@ -53,7 +53,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// - The claim never filters on waits or holds; it returns them.
     /// - A row that cannot be read is [`Claimed::Unreadable`], never an error.
     /// - Content is returned within the byte budget; a row that does not fit is
-    ///   [`Claimed::Unread`], except that a row alone in `fetch` is always returned whole.
+    ///   [`Claimed::Unread`], except that a row alone in `fetch` is always returned whole. What
+    ///   fits is the store's choice: it may give every row an even share of the budget.
+    /// - A row that is fetched and stands on the page as well is in the reply once or twice.
     ///
     /// # Errors
     ///
@@ -67,7 +69,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// - Delivered rows go away (or into the archive) if position and message id both match,
     ///   without a fence; a missing row is not an error. Repeating is harmless.
     /// - A failed row changes only under its lease's epoch, at `attempts` and `revision` as read;
-    ///   otherwise it is listed in [`Settled::refused`] and stays as it is.
+    ///   otherwise it is listed in [`Settled::refused`] and stays as it is. So is the repetition
+    ///   of a write that raised the attempts.
     /// - A dead row leaves the outbox in the step in which its full copy enters the dead letters.
     ///
     /// # Errors
@@ -387,7 +390,8 @@ pub struct Page<'a> {
     pub after: Position,
     /// Rows up to this position.
     pub through: Position,
-    /// At most this many rows, those of other lanes included.
+    /// At most this many rows, those of other lanes included. A page that is bounded by `through`
+    /// may leave other lanes' rows out, and count only its own.
     pub rows: usize,
 }
 
@@ -411,12 +415,15 @@ impl<'a> Page<'a> {
 pub struct ClaimReply {
     /// Rows of the page's wanted lanes and of `fetch`; pages ascending.
     pub rows: Vec<Claimed>,
-    /// Rows of other lanes that the page passed.
+    /// Rows of other lanes that the page passed; a page that is bounded by
+    /// [`Page::through`] need not tell them.
     pub passed: Vec<Position>,
-    /// Every row up to here that the page's snapshot showed is in `rows` or `passed`. With a full
-    /// page this is its last row; else the last row that exists, or `after`.
+    /// Every row up to here that the page's snapshot showed is in `rows` or `passed`, or was left
+    /// out of a bounded page because it is of another lane. It is the last row that the page read,
+    /// or `after` without any; never beyond the bound.
     pub covered: Position,
-    /// Whether the page ended for lack of rows and not at a limit.
+    /// Whether the page ended for lack of rows, or at its bound, and not because it was full: its
+    /// lanes have no further rows up to the bound.
     pub end: bool,
     /// Rows that exist in the sweep's spans.
     pub swept: Vec<Swept>,
@@ -595,7 +602,8 @@ pub struct Failed {
     pub lease: Lease,
     /// Attempts and revision of the row as it was read: the row changes only if it still has them.
     pub read: RowState,
-    /// The attempts to record, absolute so that repeating the write is harmless.
+    /// The attempts to record, absolute and above those read: a repetition of the write then finds
+    /// the row changed, and is refused.
     pub attempts: u32,
     /// What becomes of the row.
     pub settlement: Settlement,

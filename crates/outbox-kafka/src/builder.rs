@@ -9,6 +9,7 @@ use rdkafka::error::KafkaError;
 
 use crate::broker::KafkaBroker;
 use crate::error::{KafkaBuildError, KafkaBuildErrorKind};
+use crate::exposure::is_exposed;
 use crate::producer::Slot;
 use crate::properties;
 use crate::secrets::{self, Secrets};
@@ -119,7 +120,8 @@ impl KafkaBuilder {
     }
 
     /// Checks everything and creates the producer. No connection is awaited: see
-    /// [`Broker::check`](outbox_core::Broker::check).
+    /// [`Broker::check`](outbox_core::Broker::check). That nothing is encrypted on the way to
+    /// another machine is reported once, as a warning in the log.
     ///
     /// # Errors
     ///
@@ -130,6 +132,10 @@ impl KafkaBuilder {
         self.check()?;
         let timing = Timing::new(self.message_timeout);
         let together = self.config(timing)?;
+        let protocol = together.get("security.protocol").unwrap_or("plaintext");
+        if is_exposed(protocol, &self.bootstrap) {
+            tracing::warn!("the connection to the broker is not encrypted and leaves this machine");
+        }
         // A suspect gets one try and one verdict. Without retries there is nothing to duplicate or
         // reorder, so this producer needs no producer id, for which it would wait half a second.
         let mut alone = together.clone();

@@ -6,6 +6,7 @@ mod broker;
 mod builder;
 mod context;
 mod error;
+mod exposure;
 mod producer;
 mod properties;
 mod record;

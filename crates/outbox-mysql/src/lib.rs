@@ -3,6 +3,7 @@
 
 mod error;
 mod headers;
+mod inbox;
 mod insert;
 mod schema;
 mod store;
@@ -12,6 +13,7 @@ mod writer;
 
 pub use sqlx;
 
+pub use crate::inbox::MySqlInbox;
 pub use crate::insert::{MySqlInsert, SqlValue};
 pub use crate::schema::MySqlSchema;
 pub use crate::store::MySqlStore;

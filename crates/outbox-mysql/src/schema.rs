@@ -1,6 +1,7 @@
 //! The tables: as text, created, checked.
 
 mod ddl;
+mod lanes;
 
 use std::num::NonZeroU16;
 
@@ -50,7 +51,8 @@ impl MySqlSchema {
     }
 
     /// Sets the number of lanes of a new outbox. It lives only in the tables afterwards: writer
-    /// and store read it there, or never need it.
+    /// and store read it there, or never need it, and [`change_lanes`](Self::change_lanes) changes
+    /// it.
     ///
     /// # Errors
     ///
@@ -91,7 +93,8 @@ impl MySqlSchema {
             let version = self.version(connection).await?;
             let ddl = self.sql_from(version)?;
             if !ddl.is_empty() {
-                run(connection, ddl).await?;
+                // Statements commit by themselves unless autocommit is off.
+                run(connection, format!("{ddl}COMMIT")).await?;
             }
             self.check(connection).await
         };
@@ -129,7 +132,8 @@ impl MySqlSchema {
              SELECT worker, healthy, seen_at, ttl FROM {worker} LIMIT 0;\
              SELECT outbox_id, message_id, topic, message_key, held_at FROM {held} LIMIT 0;\
              SELECT id, outbox_id, message_id, died_at FROM {dead} LIMIT 0;\
-             SELECT id, outbox_id, message_id, delivered_at FROM {delivered} LIMIT 0",
+             SELECT id, outbox_id, message_id, delivered_at FROM {delivered} LIMIT 0;\
+             SELECT consumer, message_id, accepted_at FROM {inbox} LIMIT 0",
             meta = t.meta,
             lane = t.lane,
             outbox = t.outbox,
@@ -137,6 +141,7 @@ impl MySqlSchema {
             held = t.held,
             dead = t.dead,
             delivered = t.delivered,
+            inbox = t.inbox,
         );
         let mut answers = run(connection, packet).await?.into_iter();
         let meta = text::take(&mut answers)?;

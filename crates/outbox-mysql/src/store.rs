@@ -3,6 +3,7 @@
 mod backlog;
 mod claim;
 mod dead_letters;
+mod exposure;
 mod keep_leases;
 mod line;
 mod purge;
@@ -13,7 +14,7 @@ mod settle;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,7 +47,9 @@ const SETTLE_CONNECTIONS: usize = 4;
 /// An outbox in MySQL or MariaDB as the dispatcher and the operator see it.
 ///
 /// It uses connections of its own, never the application's pool: they run at READ COMMITTED with
-/// short timeouts, at most eight of them, opened when they are needed. Cloning shares them.
+/// short timeouts, at most eight of them, opened when they are needed. Cloning shares them. A
+/// connection that is not encrypted, to anything but loopback or a socket, is reported once, as a
+/// warning in the log.
 #[derive(Clone)]
 pub struct MySqlStore(Arc<Inner>);
 
@@ -54,6 +57,8 @@ struct Inner {
     schema: MySqlSchema,
     /// How many lanes there are; 0 until the store is opened.
     lanes: AtomicU16,
+    /// Whether it was reported that others may read along.
+    exposure_told: AtomicBool,
     keeping: Line,
     claiming: Line,
     settling: Line,
@@ -89,6 +94,7 @@ impl MySqlStore {
         Self(Arc::new(Inner {
             schema: schema.clone(),
             lanes: AtomicU16::new(0),
+            exposure_told: AtomicBool::new(false),
             keeping: Line::new(settings.clone(), 1),
             claiming: Line::new(settings.clone(), CLAIM_CONNECTIONS),
             settling: Line::new(settings.clone(), SETTLE_CONNECTIONS),
@@ -113,6 +119,11 @@ impl Store for MySqlStore {
     async fn open(&self) -> Result<StoreProfile, StoreError> {
         let mut unit = self.0.rest.begin().await?;
         let warnings = unit.warnings();
+        if unit.is_exposed() && !self.0.exposure_told.swap(true, Relaxed) {
+            tracing::warn!(
+                "the connection to the database is not encrypted and leaves this machine"
+            );
+        }
         let lanes = self.0.schema.read_lanes(unit.connection()?).await?;
         unit.finish();
         self.0.lanes.store(lanes.get(), Relaxed);
@@ -174,5 +185,17 @@ impl Store for MySqlStore {
         let backlog = backlog::read(&answers)?;
         unit.finish();
         Ok(backlog)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_password() {
+        let options = "mysql://user:secret@host/shop".parse().unwrap();
+        let store = MySqlStore::from_options(options, &MySqlSchema::new());
+        assert!(!format!("{store:?}").contains("secret"));
     }
 }

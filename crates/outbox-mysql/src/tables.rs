@@ -18,6 +18,7 @@ pub(crate) struct Names {
     pub(crate) held: String,
     pub(crate) dead: String,
     pub(crate) delivered: String,
+    pub(crate) inbox: String,
 }
 
 impl Tables {
@@ -46,6 +47,7 @@ impl Tables {
             held: format!("{prefix}outbox_held"),
             dead: format!("{prefix}outbox_dead"),
             delivered: format!("{prefix}outbox_delivered"),
+            inbox: format!("{prefix}outbox_inbox"),
         }))
     }
 }

@@ -42,7 +42,7 @@ const STATEMENT_BYTES: usize = 4 << 20;
 
 /// Asks the server whether a transaction is open: without one RELEASE fails, because SAVEPOINT
 /// made nothing. What sqlx counts itself is wrong after a deadlock and after DDL.
-const CHECK: &str = "SAVEPOINT outbox_add; RELEASE SAVEPOINT outbox_add";
+pub(crate) const CHECK: &str = "SAVEPOINT outbox_add; RELEASE SAVEPOINT outbox_add";
 
 /// Inserts messages through the application's own connection.
 ///

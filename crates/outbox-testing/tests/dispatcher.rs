@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use outbox_core::broker::PublishErrorKind;
+use outbox_core::observe::{Event, Observer};
 use outbox_core::store::StoreErrorKind;
-use outbox_core::{Dispatcher, Message, MessageId};
+use outbox_core::{Dispatcher, Message, MessageId, Wake};
 use outbox_testing::{Fault, FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
 
 fn message(key: usize, number: usize) -> Message {
@@ -127,6 +128,68 @@ async fn a_window_within_a_key_loses_nothing_when_some_of_it_fails() {
     // A batch ends in the middle of a key's window.
     let dispatcher = Dispatcher::builder(store.clone(), broker.clone());
     let dispatcher = dispatcher.rows_in_flight(5).in_key_window(8);
+    dispatcher.build().unwrap().run_until_empty().await.unwrap();
+    store.assert_pending::<&str>([]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_of_different_keys_are_sent_together() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    add(&store, 1_000, 1_000).await;
+    broker.set_latency(Duration::from_millis(100));
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+    let began = tokio::time::Instant::now();
+    dispatcher.run_until_empty().await.unwrap();
+    // One by one it would be 100 s.
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wake_after_the_commit_publishes_at_once() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let wake = Wake::default();
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).wake(wake.clone());
+    let running = tokio::spawn(dispatcher.build().unwrap().run(std::future::pending()));
+    for round in 1..=10 {
+        // Long enough for the longest interval between pages.
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        add(&store, 1, 1).await;
+        let committed = tokio::time::Instant::now();
+        wake.wake();
+        broker.wait_for(round).await;
+        assert!(committed.elapsed() < Duration::from_millis(5), "{:?}", committed.elapsed());
+    }
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_dispatcher_asks_the_store_at_most_five_times_a_second() {
+    let store = std::sync::Arc::new(FaultyStore::new(MemoryStore::new()));
+    let dispatcher = Dispatcher::builder(std::sync::Arc::clone(&store), MemoryBroker::new());
+    let running = tokio::spawn(dispatcher.build().unwrap().run(std::future::pending()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let methods = [StoreMethod::KeepLeases, StoreMethod::Claim, StoreMethod::Backlog];
+    let asked = || methods.iter().map(|method| store.calls(*method)).sum::<u64>();
+    let before = asked();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(asked() - before <= 5 * 600, "{} calls in 600 s", asked() - before);
+    running.abort();
+}
+
+struct Panicking;
+
+impl Observer for Panicking {
+    fn observe(&self, _: &Event) {
+        // As a panic, without the noise of its backtrace.
+        std::panic::resume_unwind(Box::new("an observer's own trouble"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_that_panics_stops_nothing() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    add(&store, 3, 30).await;
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).observer(Panicking);
     dispatcher.build().unwrap().run_until_empty().await.unwrap();
     store.assert_pending::<&str>([]);
 }

@@ -40,6 +40,7 @@ enum Bug {
     SweepsOneLane,
     ForgetsPassedRows,
     CoversTooMuch,
+    TellsFetchedRowsAlone,
     IgnoresTheByteBudget,
     FailsOnUnreadableRows,
     DeletesByPositionOnly,
@@ -53,6 +54,7 @@ enum Bug {
     // Dead letters
     RetriesHeldRowsLast,
     DiscardsWhatWaits,
+    RetriesOneOfAnId,
     // Broker
     SendsOverdueMessages,
     AcknowledgesBeforeSending,
@@ -113,6 +115,14 @@ fn claims_that_show_too_much_or_too_little_are_found() {
     );
     assert_finds(Bug::CoversTooMuch, claiming::pages_read_every_row_once::<Mutant>);
     assert_finds(
+        Bug::CoversTooMuch,
+        claiming::bounded_pages_read_every_row_of_their_lanes_once::<Mutant>,
+    );
+    assert_finds(
+        Bug::TellsFetchedRowsAlone,
+        claiming::a_row_may_be_fetched_and_on_the_page::<Mutant>,
+    );
+    assert_finds(
         Bug::IgnoresTheByteBudget,
         claiming::a_row_beyond_the_byte_budget_is_unread::<Mutant>,
     );
@@ -148,6 +158,10 @@ fn verbs_that_do_something_else_are_found() {
         dead_letters::a_held_message_that_is_retried_keeps_its_place::<Mutant>,
     );
     assert_finds(Bug::DiscardsWhatWaits, dead_letters::verbs_ignore_other_messages::<Mutant>);
+    assert_finds(
+        Bug::RetriesOneOfAnId,
+        dead_letters::a_verb_changes_every_message_of_an_id::<Mutant>,
+    );
 }
 
 #[test]
@@ -302,6 +316,9 @@ impl Store for Mutant {
         if has(Bug::CoversTooMuch) {
             reply.covered = Position(u64::MAX);
         }
+        if has(Bug::TellsFetchedRowsAlone) && !request.fetch.is_empty() {
+            reply.rows.retain(|row| request.fetch.contains(&row.position()));
+        }
         let unreadable = |row: &Claimed| matches!(row, Claimed::Unreadable(_));
         if has(Bug::FailsOnUnreadableRows) && reply.rows.iter().any(unreadable) {
             return Err(StoreErrorKind::Other.into());
@@ -374,6 +391,9 @@ impl DeadLetters for Mutant {
     async fn retry(&self, ids: &[MessageId]) -> Result<u64, StoreError> {
         if has(Bug::RetriesHeldRowsLast) {
             self.store.skip(ids).await?;
+        }
+        if has(Bug::RetriesOneOfAnId) {
+            return Ok(self.store.retry(ids).await?.min(ids.len() as u64));
         }
         self.store.retry(ids).await
     }

@@ -28,13 +28,22 @@ struct Ports {
     controller: u16,
 }
 
+/// A node, and the port on which the other brokers reach it: a client that begins there is led
+/// past the port that is advertised to others.
+pub(crate) struct Node {
+    pub(crate) server: Server,
+    pub(crate) inner_port: u16,
+}
+
 /// The nodes of a new cluster, set up but not started.
 ///
 /// `advertise` turns the port that a node listens on into the one that clients are told to dial.
+/// The settings are added to those of each node.
 pub(crate) fn nodes(
     count: usize,
+    settings: &[(&str, &str)],
     mut advertise: impl FnMut(u16) -> Result<u16>,
-) -> Result<Vec<Server>> {
+) -> Result<Vec<Node>> {
     tool::require("java", "openjdk-17-jre-headless")?;
     let cache = Cache::open()?;
     let jars = maven::kafka_jars(&cache)?;
@@ -52,18 +61,23 @@ pub(crate) fn nodes(
             let data = folder.path().join("data");
             let properties = folder.path().join("server.properties");
             let advertised = advertise(own.clients)?;
-            fs::write(&properties, configuration(node, &ports, advertised, &data))?;
+            let mut configuration = configuration(node, &ports, advertised, &data);
+            for (name, value) in settings {
+                configuration += &format!("{name}={value}\n");
+            }
+            fs::write(&properties, configuration)?;
             copy_template(&template, &data, node, &cluster)?;
             let mut arguments = java_arguments(&jars);
             arguments.extend(["kafka.Kafka".into(), properties.display().to_string()]);
-            Ok(Server::new(Recipe {
+            let server = Server::new(Recipe {
                 name: format!("kafka node {node}"),
                 port: own.clients,
                 program: "java".into(),
                 arguments,
                 ready: "Kafka Server started",
                 folder,
-            }))
+            });
+            Ok(Node { server, inner_port: own.brokers })
         })
         .collect()
 }

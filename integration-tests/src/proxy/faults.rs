@@ -13,7 +13,8 @@ pub(super) struct Faults {
     rng: StdRng,
     to_server: Way,
     to_client: Way,
-    /// A text to wait for, and whether to cut before it or after it was acted on.
+    /// A text to wait for, and whether to cut before it or after it was acted on, once, or to
+    /// swallow it, each time.
     awaited: Option<(Vec<u8>, Verdict)>,
 }
 
@@ -71,6 +72,10 @@ impl Faults {
         self.awaited = Some((text.to_vec(), Verdict::DropReply));
     }
 
+    pub(super) fn silence(&mut self, text: &[u8]) {
+        self.awaited = Some((text.to_vec(), Verdict::Swallow));
+    }
+
     pub(super) fn heal(&mut self) {
         self.to_server = Way::default();
         self.to_client = Way::default();
@@ -97,6 +102,9 @@ impl Faults {
             self.way(direction).cut_after = Some(left - piece.len());
         }
         if direction == Direction::ToServer && self.is_awaited(piece, tail) {
+            if let Some((_, Verdict::Swallow)) = self.awaited {
+                return Verdict::Swallow;
+            }
             self.happened += 1;
             return self.awaited.take().map_or(Verdict::Forward, |(_, verdict)| verdict);
         }

@@ -14,11 +14,11 @@ use outbox_core::{Delivery, Lane, Message, Position};
 use outbox_kafka::{KafkaBroker, KafkaBuilder};
 use outbox_testing::Published;
 use rdkafka::{
-    Offset, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
-    message::Headers,
+    message::{BorrowedMessage, Headers},
 };
 
 /// Long enough for a leader to move.
@@ -67,7 +67,17 @@ async fn publish_until_delivered(broker: &KafkaBroker, message: &Message) -> Dur
 
 /// Everything in a topic, partition by partition.
 pub(crate) async fn read(kafka: &Kafka, topic: &str) -> Result<Vec<Published>> {
-    let mut client = kafka.client();
+    let mut records = read_all(kafka.client(), topic, |record| published(record)).await?;
+    records.sort_by_key(|record| (record.partition, record.offset));
+    Ok(records)
+}
+
+/// What `take` takes of each record of a topic, read with a client that knows its cluster.
+pub(crate) async fn read_all<T: Send + 'static>(
+    mut client: ClientConfig,
+    topic: &str,
+    take: impl Fn(&BorrowedMessage<'_>) -> T + Send + 'static,
+) -> Result<Vec<T>> {
     client.set("group.id", "reader").set("enable.partition.eof", "true");
     let topic = topic.to_owned();
     tokio::task::spawn_blocking(move || {
@@ -84,18 +94,17 @@ pub(crate) async fn read(kafka: &Kafka, topic: &str) -> Result<Vec<Published>> {
         while ends < partitions.len() {
             anyhow::ensure!(Instant::now() < deadline, "{topic} cannot be read to its end");
             match consumer.poll(Duration::from_millis(100)) {
-                Some(Ok(record)) => records.push(published(&record)),
+                Some(Ok(record)) => records.push(take(&record)),
                 Some(Err(_)) => ends += 1,
                 None => {}
             }
         }
-        records.sort_by_key(|record| (record.partition, record.offset));
         Ok(records)
     })
     .await?
 }
 
-fn published(record: &impl rdkafka::Message) -> Published {
+pub(crate) fn published(record: &impl rdkafka::Message) -> Published {
     let headers = record.headers().into_iter().flat_map(Headers::iter);
     Published::new(
         record.topic(),
@@ -117,7 +126,12 @@ async fn keys(kafka: &Kafka, topic: &str) -> Result<Vec<String>> {
     Ok(keys)
 }
 
-async fn create_topic(kafka: &Kafka, name: &str, partitions: i32, replicas: i32) -> Result<()> {
+pub(crate) async fn create_topic(
+    kafka: &Kafka,
+    name: &str,
+    partitions: i32,
+    replicas: i32,
+) -> Result<()> {
     let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
     let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
     for outcome in admin.create_topics([&topic], &AdminOptions::new()).await? {
@@ -293,7 +307,8 @@ async fn a_partition_without_a_leader_holds_up_no_other() -> Result<()> {
     let (stuck, rounds) = tokio::join!(stuck, flowing);
     assert_eq!(stuck, [Some(PublishErrorKind::Unknown)]);
     println!("{rounds} rounds to the other partitions meanwhile");
-    assert!(rounds > 100, "{rounds}");
+    // One or two, if they waited for the other partition; hundreds on a machine that has time.
+    assert!(rounds > 10, "{rounds}");
     broker.check().await?;
     Ok(())
 }

@@ -2,13 +2,29 @@
 
 mod adding;
 mod claiming;
+mod client;
+mod conformance;
+mod cost;
+mod faults;
+mod grants;
+mod inbox;
+mod lanes;
+mod late;
 mod leasing;
+mod neighbour;
+mod plans;
+mod refusing;
+mod sessions;
 mod settling;
+mod traffic;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use integration_tests::{database::Engine, servers};
+use integration_tests::{
+    database::{Database, Engine},
+    servers,
+};
 use outbox_core::delivery::{Lane, Lease, Position, RowId, WorkerId};
 use outbox_core::store::{Claim, ClaimReply, Claimed, KeepLeases, Page, TakeOver};
 use outbox_core::{Delivery, Message, Store};
@@ -43,6 +59,26 @@ macro_rules! on_both {
 }
 use on_both;
 
+/// Makes two tests of every function, for what needs more than a lab.
+macro_rules! on_each {
+    ($($name:ident)*) => {
+        $(mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn mariadb() -> Result<()> {
+                super::$name(Engine::MariaDb).await
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn mysql() -> Result<()> {
+                super::$name(Engine::MySql).await
+            }
+        })*
+    };
+}
+use on_each;
+
 const TTL: Duration = Duration::from_secs(6);
 const MEGABYTE: usize = 1 << 20;
 
@@ -63,14 +99,21 @@ impl Lab {
     }
 
     pub(crate) async fn with_schema(engine: Engine, schema: MySqlSchema) -> Result<Option<Self>> {
-        let Some(server) = servers::database_of(engine).await else { return Ok(None) };
+        match servers::database_of(engine).await {
+            Some(server) => Ok(Some(Self::at(server, schema).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// In a new database of this server.
+    pub(crate) async fn at(server: &Database, schema: MySqlSchema) -> Result<Self> {
         let url = server.create_database().await?;
         let mut connection = MySqlConnection::connect(&url).await?;
         schema.migrate(&mut connection).await.context("migrate")?;
         let store = MySqlStore::connect(&url, &schema).await.context("connect")?;
         let writer = MySqlWriter::new(&schema);
         let outbox = MySqlOutbox::new(writer.clone());
-        Ok(Some(Self { engine, url, schema, outbox, writer, store }))
+        Ok(Self { engine: server.engine(), url, schema, outbox, writer, store })
     }
 
     /// A connection of the application.

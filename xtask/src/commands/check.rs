@@ -1,5 +1,6 @@
 //! `cargo xtask check`: all that CI runs besides the tests. Read-only.
 
+mod named_tests;
 mod tools;
 mod traces;
 
@@ -30,6 +31,7 @@ type Step = (&'static str, fn() -> Result<Outcome>);
 const STEPS: &[Step] = &[
     ("fmt", || cargo_passes(&["fmt", "--all", "--check"])),
     ("traces", traces::check),
+    ("tests named in docs", named_tests::check),
     ("clippy", clippy),
     ("doc", doc),
     ("licences, bans, sources", tools::deny),

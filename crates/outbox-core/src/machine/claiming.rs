@@ -315,7 +315,7 @@ impl Machine {
         order.scan = Some(PageOrder {
             lanes: order.lanes.clone(),
             after: self.scan_after,
-            through,
+            through: self.horizon.position(),
             rows: SCAN_ROWS,
             catch_up: false,
         });

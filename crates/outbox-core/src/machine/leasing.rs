@@ -35,6 +35,8 @@ struct Observed {
     epoch: u64,
     stamp: u64,
     since: Time,
+    /// Whether its owner renewed it since we know of that owner: until then it may be dead.
+    renewed: bool,
 }
 
 /// What a keep changed.
@@ -165,12 +167,14 @@ impl Leases {
                 None if ours => self.adopted.push(lease),
                 None => {}
             }
-            let seen = Observed { epoch: record.epoch, stamp: record.stamp, since: now };
-            match self.observed.get(&lane) {
-                Some(o) if o.epoch == record.epoch && o.stamp == record.stamp => {}
-                _ => {
-                    self.observed.insert(lane, seen);
-                }
+            let (alive, same) = match self.observed.get(&lane) {
+                Some(o) if o.epoch == record.epoch => (true, o.stamp == record.stamp),
+                _ => (false, false),
+            };
+            if !same {
+                let Lease { epoch, .. } = lease;
+                let seen = Observed { epoch, stamp: record.stamp, since: now, renewed: alive };
+                self.observed.insert(lane, seen);
             }
         }
         self.standing = standing;
@@ -261,8 +265,9 @@ impl Leases {
 
     /// Whose expired or live lanes we are waiting for, and for how long they stood unchanged.
     pub(super) fn waiting_for(&self, now: Time) -> Option<(WorkerId, Duration)> {
+        // Three keeps missed: it may still come back, but who watches wants to know.
         let live = |owner: WorkerId| {
-            self.standing.workers.iter().any(|w| w.worker == owner && w.seen < self.ttl)
+            self.standing.workers.iter().any(|w| w.worker == owner && w.seen < self.ttl / 3)
         };
         self.standing.lanes.iter().find_map(|record| match record.owner {
             Some(owner) if owner != self.me && !live(owner) => {
@@ -272,12 +277,14 @@ impl Leases {
         })
     }
 
-    /// Whether every lane is ours or owned by a worker that lives.
+    /// Whether every lane is ours or owned by a worker that was seen to live.
     pub(super) fn all_served(&self) -> bool {
         !self.standing.lanes.is_empty()
             && self.standing.lanes.iter().all(|record| match record.owner {
                 Some(owner) if owner == self.me => self.held.contains_key(&record.lane),
-                Some(_) => !record.expired,
+                Some(_) => {
+                    !record.expired && self.observed.get(&record.lane).is_some_and(|o| o.renewed)
+                }
                 None => false,
             })
     }

@@ -11,13 +11,19 @@ pub(super) fn lane_of(lanes: NonZeroU16) -> String {
     format!("CRC32(COALESCE(message_key, message_id)) MOD {lanes}")
 }
 
+/// The name of the CHECK that a row's lane is that of its key.
+pub(super) fn lane_check(tables: &Tables) -> String {
+    format!("{}outbox_lane_is_of_key", tables.prefix)
+}
+
 /// Version 1.
 ///
 /// Safe to run again after it stopped half way: MySQL commits every CREATE TABLE by itself.
 pub(super) fn version_1(tables: &Tables, lanes: NonZeroU16) -> String {
-    let crate::tables::Names { prefix, outbox, lane, worker, meta, held, dead, delivered } =
+    let crate::tables::Names { prefix, outbox, lane, worker, meta, held, dead, delivered, inbox } =
         &**tables;
     let lane_of_key = lane_of(lanes);
+    let lane_check = lane_check(tables);
     let rows: Vec<String> = (0..lanes.get()).map(|lane| format!("({lane})")).collect();
     let rows = rows.join(", ");
     format!(
@@ -42,7 +48,7 @@ CREATE TABLE IF NOT EXISTS {outbox} (
   revision INT UNSIGNED NOT NULL DEFAULT 0,
   retried BOOLEAN NOT NULL DEFAULT FALSE,
   PRIMARY KEY (id),
-  CONSTRAINT {prefix}outbox_lane_is_of_key CHECK (lane = {lane_of_key}),
+  CONSTRAINT {lane_check} CHECK (lane = {lane_of_key}),
   CONSTRAINT {prefix}outbox_topic_fits CHECK (OCTET_LENGTH(topic) BETWEEN 1 AND 249),
   CONSTRAINT {prefix}outbox_key_fits CHECK (OCTET_LENGTH(message_key) <= 1024),
   CONSTRAINT {prefix}outbox_headers_fit CHECK (OCTET_LENGTH(headers) <= 65536),
@@ -119,6 +125,15 @@ CREATE TABLE IF NOT EXISTS {delivered} (
   delivered_at DATETIME(6) NOT NULL,
   PRIMARY KEY (id),
   UNIQUE KEY {prefix}outbox_delivered_message (message_id, outbox_id)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+-- Messages of other services that consumers of this database have accepted.
+CREATE TABLE IF NOT EXISTS {inbox} (
+  consumer VARBINARY(255) NOT NULL,
+  message_id BINARY(16) NOT NULL,
+  accepted_at DATETIME(6) NOT NULL,
+  PRIMARY KEY (consumer, message_id),
+  KEY {prefix}outbox_inbox_accepted (accepted_at)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 
 -- The version of these tables and the number of lanes, written last. No lanes: a change of their

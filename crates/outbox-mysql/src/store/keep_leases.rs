@@ -80,10 +80,11 @@ fn take(tables: &Tables, worker: WorkerId, wanted: &TakeOver, ttl: u64) -> Strin
     )
 }
 
+/// All lanes; of a change of their number that is under way, the former and the new ones.
 fn standing(tables: &Tables) -> String {
     format!(
         "SELECT lane, epoch, owner, {STAMP}, expires_at < UTC_TIMESTAMP(6), ttl \
-         FROM {lane} WHERE lane < (SELECT lanes FROM {meta}) ORDER BY lane;\
+         FROM {lane} WHERE lane < COALESCE((SELECT lanes FROM {meta}), 65535) ORDER BY lane;\
          SELECT worker, healthy, TIMESTAMPDIFF(MICROSECOND, seen_at, UTC_TIMESTAMP(6)) \
          FROM {worker} ORDER BY worker",
         lane = tables.lane,

@@ -79,6 +79,11 @@ impl Unit<'_> {
         self.session.as_ref().map(|session| session.warnings.clone()).unwrap_or_default()
     }
 
+    /// Whether others on the way may read along.
+    pub(super) fn is_exposed(&self) -> bool {
+        self.session.as_ref().is_some_and(|session| session.exposed)
+    }
+
     /// Ends the unit: everything was answered, so the connection may be used again.
     pub(super) fn finish(mut self) {
         if let Some(mut session) = self.session.take() {

@@ -8,6 +8,7 @@ use outbox_core::store::{StoreError, StoreErrorKind};
 use sqlx::mysql::MySqlConnectOptions;
 use sqlx::{ConnectOptions, MySqlConnection};
 
+use super::exposure::is_exposed;
 use crate::error::store_error;
 use crate::text::{self, run};
 
@@ -32,6 +33,8 @@ pub(super) struct Session {
     pub(super) server: u64,
     /// Conditions under which order per key is not assured.
     pub(super) warnings: Vec<String>,
+    /// Whether others on the way may read along.
+    pub(super) exposed: bool,
     used: Instant,
 }
 
@@ -56,12 +59,18 @@ impl Session {
             };
             variables.insert(word(0)?.to_ascii_lowercase(), word(1)?);
         }
+        let cipher = text::take(&mut answers)?;
+        let cipher = cipher.rows.first().map(|row| text::bytes(row, 1)).transpose()?.flatten();
+        let encrypted = cipher.is_some_and(|cipher| !cipher.is_empty());
+        let (socket, host) = (settings.options.get_socket(), settings.options.get_host());
+        let exposed = is_exposed(encrypted, socket.is_some(), host);
         let clock = text::take(&mut answers)?;
         let clock = clock.rows.first().map(|row| text::number(row, 0)).transpose()?;
         let server = Server(variables);
         server.verify(settings.idle_timeout)?;
         let warnings = server.warnings(Duration::from_micros(clock.unwrap_or_default()));
-        Ok(Self { connection, server: server.identity(), warnings, used: Instant::now() })
+        let server = server.identity();
+        Ok(Self { connection, server, warnings, exposed, used: Instant::now() })
     }
 
     /// Whether the server may already have closed it, since it sees no traffic for so long.
@@ -75,7 +84,7 @@ impl Session {
     }
 }
 
-/// The packet that sets a session up: two SETs, the variables and the clock.
+/// The packet that sets a session up: two SETs, the variables, the cipher and the clock.
 ///
 /// At REPEATABLE READ the relay's deletes lock gaps, and the application's inserts deadlock. A
 /// stopped relay must not hold a lock until the server's default of eight hours. Comments of the
@@ -94,6 +103,7 @@ fn set_up(idle: Duration) -> String {
            'server_uuid', 'server_id', 'hostname', 'port', 'datadir', \
            'read_only', 'super_read_only', 'innodb_read_only', \
            'auto_increment_increment', 'wsrep_on', 'log_bin', 'binlog_format');\
+         SHOW SESSION STATUS LIKE 'Ssl_cipher';\
          SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
     )
 }

@@ -92,6 +92,32 @@ pub async fn a_bounded_page_ends_at_its_bound<F: StoreFixture>() {
     assert_eq!(reply.covered, all[9]);
 }
 
+/// Page by page, each within its limit, a bounded page reads every row of its lanes up to the bound
+/// once, and says when there are no more; what it tells of other lanes is its own affair.
+pub async fn bounded_pages_read_every_row_of_their_lanes_once<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(100)).await;
+    let lanes = &stage.lanes[..stage.lanes.len().div_ceil(2)];
+    let all: Vec<_> = stage.all().await.rows.into_iter().map(delivery).collect();
+    let bound = all[89].position;
+    let wanted = all[..90].iter().filter(|row| lanes.contains(&row.lane));
+    let (mut read, mut after, mut ended) = (Vec::new(), Position::START, false);
+    for _ in 0..MANY {
+        let page = Page::new(lanes, after, 7).through(bound);
+        let reply = stage.claim(everything().page(page)).await;
+        assert!(reply.rows.len() <= 7, "{} rows in a page of 7", reply.rows.len());
+        assert!(reply.covered <= bound, "{} is beyond the bound", reply.covered);
+        assert!(reply.end || reply.covered > after, "a page leads nowhere");
+        read.extend(reply.rows.iter().map(Claimed::position));
+        (after, ended) = (reply.covered, reply.end);
+        if ended {
+            break;
+        }
+    }
+    assert!(ended, "the pages never end");
+    assert_eq!(read, wanted.map(|row| row.position).collect::<Vec<_>>());
+}
+
 /// Claiming takes no lock and changes nothing: a second claim reads the same.
 pub async fn claiming_changes_nothing<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
@@ -175,6 +201,18 @@ pub async fn a_fetch_returns_the_rows_that_exist<F: StoreFixture>() {
     assert_eq!(found, BTreeSet::from([all[2].message.id(), all[20].message.id()]));
 }
 
+/// A row that is fetched and on the page as well is told, and no obstacle for the others.
+pub async fn a_row_may_be_fetched_and_on_the_page<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(3)).await;
+    let position = stage.delivery(ids[1]).await.position;
+    let page = Page::new(&stage.lanes, Position::START, MANY);
+    let reply = stage.claim(everything().page(page).fetch(&[position])).await;
+    let told: BTreeSet<_> = reply.rows.iter().map(Claimed::position).collect();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!((reply.covered, reply.end), (*told.last().unwrap(), true));
+}
+
 /// A watch tells the state of the rows that exist, and whose they are.
 pub async fn a_watch_tells_the_state_of_the_rows_that_exist<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
@@ -256,9 +294,9 @@ pub async fn a_wait_runs_out<F: StoreFixture>() {
     let id = stage.add(message("orders", "a")).await;
     let row = stage.delivery(id).await;
     let lease = stage.lease_for(&row).await;
-    let wait = Duration::from_millis(400);
+    let wait = Duration::from_secs(1);
     stage.fail(&[failed(&row, lease, 1, Settlement::Retry(wait))]).await;
     assert!(stage.delivery(id).await.state.wait > Duration::ZERO);
-    stage.fixture.pass(wait * 2).await;
+    stage.fixture.pass(wait).await;
     assert_eq!(stage.delivery(id).await.state.wait, Duration::ZERO);
 }

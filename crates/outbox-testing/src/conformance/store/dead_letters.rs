@@ -9,7 +9,7 @@ use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery, Place};
 use outbox_core::delivery::Settlement;
 use outbox_core::{DeadLetters, Delivery, Message, MessageId};
 
-use super::stage::{failed, message};
+use super::stage::{delivery, failed, message};
 use super::{DeadLettersFixture, Stage};
 
 /// A message that died is kept in full, with its place and its history.
@@ -49,7 +49,7 @@ pub async fn held_and_dead_messages_are_listed<F: DeadLettersFixture>() {
 
 /// A listing can be narrowed to a topic and to messages that died some time ago.
 pub async fn a_listing_can_be_narrowed<F: DeadLettersFixture>() {
-    let time = Duration::from_millis(600);
+    let time = Duration::from_secs(2);
     let (stage, letters) = set::<F>().await;
     let old = kill_all(&stage, ["a", "b"], Settlement::Dead).await;
     stage.fixture.pass(time).await;
@@ -162,6 +162,26 @@ pub async fn a_held_message_that_is_skipped_is_dead<F: DeadLettersFixture>() {
     assert_eq!(letter.message.as_ref(), Some(&held.message));
     assert_eq!((letter.cursor.place, letter.position), (Place::Dead, held.position));
     assert_eq!((letter.attempts, letter.failure.as_str()), (3, "failed: the broker said no"));
+}
+
+/// An id that was added twice may be dead twice: the newest is found, and verbs change both.
+pub async fn a_verb_changes_every_message_of_an_id<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let message = message("orders", "a");
+    let id = message.id();
+    let dead = stage.kill(message.clone(), Settlement::Dead).await;
+    stage.fixture.pass(Duration::from_millis(5)).await;
+    let held = stage.kill(message, Settlement::Held).await;
+    assert_eq!(letters.get(id).await.unwrap().unwrap().position, held.position);
+    let listed = letters.list(&DeadLetterQuery::new()).await.unwrap();
+    let listed: Vec<_> = listed.iter().map(|letter| letter.position).collect();
+    assert_eq!(listed, [held.position, dead.position]);
+    assert_eq!(letters.retry(&[id]).await.unwrap(), 2);
+    assert!(letters.get(id).await.unwrap().is_none());
+    let rows: Vec<_> = stage.all().await.rows.into_iter().map(delivery).collect();
+    let places: Vec<_> = rows.iter().map(|row| (row.message.id(), row.state.retried)).collect();
+    assert_eq!(places, [(id, false), (id, true)]);
+    assert_eq!(rows[0].position, held.position);
 }
 
 /// Discarding deletes held and dead messages for good, and nothing else.

@@ -80,6 +80,17 @@ pub async fn a_retry_records_attempts_and_wait<F: StoreFixture>() {
     assert!(now.state.wait <= WAIT && now.state.wait > WAIT / 2, "{:?}", now.state);
 }
 
+/// A row that failed is as old as before: its age is that of the message.
+pub async fn a_failure_leaves_the_age_of_a_row<F: StoreFixture>() {
+    const TIME: Duration = Duration::from_millis(300);
+    let stage = Stage::<F>::set().await;
+    let (row, lease) = leased(&stage).await;
+    stage.fixture.pass(TIME).await;
+    stage.fail(&[failed(&row, lease, 1, Settlement::Retry(WAIT))]).await;
+    let now = stage.delivery(row.message.id()).await;
+    assert!(now.age >= TIME, "{:?}", now.age);
+}
+
 /// A held row stays in its place, marked.
 pub async fn a_held_row_stays_in_its_place<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;

@@ -85,6 +85,18 @@ impl<F: StoreFixture> Stage<F> {
         self.claim(everything().page(Page::new(&self.lanes, after, rows))).await
     }
 
+    /// A row of a page, fetched if it was beyond the page's budget.
+    pub(super) async fn whole(&self, row: Claimed) -> Delivery {
+        let row = match row {
+            Claimed::Unread(row) => {
+                let fetched = self.claim(everything().fetch(&[row.position])).await;
+                fetched.rows.into_iter().next().unwrap()
+            }
+            row => row,
+        };
+        delivery(row)
+    }
+
     /// Every committed message by position.
     pub(super) async fn messages(&self) -> Vec<MessageId> {
         let rows = self.all().await.rows.into_iter();

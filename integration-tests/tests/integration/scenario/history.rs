@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use outbox_core::MessageId;
 use outbox_testing::Published;
 
@@ -26,20 +26,6 @@ impl Entry {
     }
 }
 
-/// What the writers did.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Written {
-    pub(crate) committed: HashMap<MessageId, Entry>,
-    pub(crate) rolled_back: HashSet<MessageId>,
-}
-
-impl Written {
-    pub(crate) fn merge(&mut self, other: Self) {
-        self.committed.extend(other.committed);
-        self.rolled_back.extend(other.rolled_back);
-    }
-}
-
 /// A record of a topic.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Appearance {
@@ -55,13 +41,13 @@ impl Appearance {
     pub(crate) fn of(record: &Published) -> Result<Self> {
         let entry = record.payload.as_deref().and_then(Entry::of).context("payload is mangled")?;
         let key = record.key.as_deref().unwrap_or_default();
-        anyhow::ensure!(key == entry.aggregate.to_string().as_bytes(), "key is another's: {key:?}");
+        ensure!(key == entry.aggregate.to_string().as_bytes(), "key is another's: {key:?}");
         Ok(Self { id: record.message_id, partition: record.partition, entry })
     }
 }
 
 /// What is wrong with what appeared; duplicates are wrong only where no fault excuses them.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// Committed, and never appeared.
     pub(crate) lost: usize,
@@ -80,14 +66,40 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// What a topic holds, measured by the ledger.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) committed: usize,
+    pub(crate) records: usize,
+    pub(crate) verdict: Verdict,
+}
+
+impl Report {
+    /// Fails for every loss, ghost and disorder, and for more duplicates than faults excuse.
+    pub(crate) fn check(&self, excused: usize) -> Result<()> {
+        let duplicates = self.verdict.duplicates;
+        ensure!(duplicates <= excused, "{self}, of which {excused} are excused");
+        let others = Verdict { duplicates: 0, ..self.verdict };
+        ensure!(others == Verdict::default(), "{self}");
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { committed, records, verdict } = self;
+        write!(f, "{committed} committed, {records} records: {verdict}")
+    }
+}
+
 /// Judges the records of a topic, those of a partition in the order of their offsets.
-pub(crate) fn judge(written: &Written, appearances: &[Appearance]) -> Verdict {
+pub(crate) fn judge(committed: &HashMap<MessageId, Entry>, appearances: &[Appearance]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut seen = HashSet::new();
     let mut newest: HashMap<u32, (i32, u64)> = HashMap::new();
     for appearance in appearances {
         let Appearance { id, partition, entry } = *appearance;
-        if written.rolled_back.contains(&id) || written.committed.get(&id) != Some(&entry) {
+        if committed.get(&id) != Some(&entry) {
             verdict.ghosts += 1;
             continue;
         }
@@ -101,7 +113,7 @@ pub(crate) fn judge(written: &Written, appearances: &[Appearance]) -> Verdict {
         }
         *last = entry.sequence.max(*last);
     }
-    verdict.lost = written.committed.len() - seen.len();
+    verdict.lost = committed.len() - seen.len();
     verdict
 }
 
@@ -117,11 +129,9 @@ mod tests {
         Appearance { id: id(number), partition: 0, entry: Entry { aggregate, sequence } }
     }
 
-    /// Two messages of aggregate 1, one of aggregate 2, and one that was rolled back.
-    fn written() -> Written {
-        let all = good();
-        let committed = all.iter().map(|a| (a.id, a.entry)).collect();
-        Written { committed, rolled_back: [id(9)].into() }
+    /// Two messages of aggregate 1, one of aggregate 2.
+    fn committed() -> HashMap<MessageId, Entry> {
+        good().iter().map(|a| (a.id, a.entry)).collect()
     }
 
     fn good() -> [Appearance; 3] {
@@ -132,22 +142,22 @@ mod tests {
     fn a_good_history_has_no_fault_in_any_order_of_its_keys() {
         let [first, second, other] = good();
         for history in [[first, second, other], [first, other, second], [other, first, second]] {
-            assert_eq!(judge(&written(), &history), Verdict::default());
+            assert_eq!(judge(&committed(), &history), Verdict::default());
         }
     }
 
     #[test]
     fn a_loss_is_found() {
         let [first, _, other] = good();
-        let verdict = judge(&written(), &[first, other]);
+        let verdict = judge(&committed(), &[first, other]);
         assert_eq!(verdict, Verdict { lost: 1, ..Verdict::default() });
     }
 
     #[test]
-    fn a_ghost_is_found_rolled_back_unknown_or_with_the_content_of_another() {
-        for ghost in [appearance(9, 1, 3), appearance(8, 1, 3), appearance(1, 1, 2)] {
+    fn a_ghost_is_found_rolled_back_or_with_the_content_of_another() {
+        for ghost in [appearance(9, 1, 3), appearance(1, 1, 2)] {
             let history: Vec<_> = good().into_iter().chain([ghost]).collect();
-            let verdict = judge(&written(), &history);
+            let verdict = judge(&committed(), &history);
             assert_eq!(verdict, Verdict { ghosts: 1, ..Verdict::default() }, "{ghost:?}");
         }
     }
@@ -155,23 +165,23 @@ mod tests {
     #[test]
     fn a_disorder_is_found_even_if_the_older_one_then_comes_again() {
         let [first, second, other] = good();
-        let verdict = judge(&written(), &[second, first, other]);
+        let verdict = judge(&committed(), &[second, first, other]);
         assert_eq!(verdict, Verdict { disordered: 1, ..Verdict::default() });
-        let verdict = judge(&written(), &[second, first, second, other]);
+        let verdict = judge(&committed(), &[second, first, second, other]);
         assert_eq!(verdict, Verdict { disordered: 1, duplicates: 1, ..Verdict::default() });
     }
 
     #[test]
     fn a_key_in_two_partitions_is_a_disorder() {
         let [first, second, other] = good();
-        let verdict = judge(&written(), &[first, Appearance { partition: 1, ..second }, other]);
+        let verdict = judge(&committed(), &[first, Appearance { partition: 1, ..second }, other]);
         assert_eq!(verdict, Verdict { disordered: 1, ..Verdict::default() });
     }
 
     #[test]
     fn a_duplicate_is_counted_and_may_come_after_a_newer_one() {
         let [first, second, other] = good();
-        let verdict = judge(&written(), &[first, second, first, second, other]);
+        let verdict = judge(&committed(), &[first, second, first, second, other]);
         assert_eq!(verdict, Verdict { duplicates: 2, ..Verdict::default() });
     }
 

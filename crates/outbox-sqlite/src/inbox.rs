@@ -1,0 +1,135 @@
+//! The consumer's half: each message takes effect once.
+
+use std::time::Duration;
+
+use outbox_core::message::MessageId;
+use outbox_core::store::{StoreError, StoreErrorKind};
+use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr, SqliteConnection};
+
+use crate::error::store_error;
+use crate::schema::SqliteSchema;
+use crate::text::NOW;
+use crate::writer::require_transaction;
+
+/// Records which messages a consumer has accepted, in the transaction of their effects.
+///
+/// A message may be delivered more than once, always under the same id (`outbox-id` in Kafka).
+/// A consumer that records the id together with what the message causes makes that happen once:
+///
+/// ```no_run
+/// # use outbox_core::MessageId;
+/// # use outbox_sqlite::{SqliteInbox, sqlx};
+/// # async fn consume(inbox: &SqliteInbox, pool: &sqlx::SqlitePool, id: MessageId)
+/// # -> Result<(), Box<dyn std::error::Error>> {
+/// let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+/// if inbox.accept(&mut tx, id).await? {
+///     sqlx::query("UPDATE account SET balance = balance + 1").execute(&mut *tx).await?;
+/// }
+/// tx.commit().await?; // Acknowledge the message to the broker after this, never before.
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct SqliteInbox {
+    consumer: String,
+    accept: SqlStr,
+    purge: SqlStr,
+}
+
+impl SqliteInbox {
+    /// The longest name of a consumer in bytes.
+    pub const MAX_CONSUMER_BYTES: usize = 255;
+
+    /// The inbox of `consumer` in the tables of `schema`. Consumers that do different things with
+    /// the same messages have different names; those that share the work, the same. Does no I/O.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::Invalid`] when the name is empty or longer than
+    /// [`MAX_CONSUMER_BYTES`](Self::MAX_CONSUMER_BYTES).
+    pub fn new(schema: &SqliteSchema, consumer: impl Into<String>) -> Result<Self, StoreError> {
+        let consumer = consumer.into();
+        if !(1..=Self::MAX_CONSUMER_BYTES).contains(&consumer.len()) {
+            return Err(StoreErrorKind::Invalid.into());
+        }
+        let inbox = &schema.tables().inbox;
+        // The table's name is checked by `Tables`; all else is constant.
+        let accept = AssertSqlSafe(format!(
+            "INSERT INTO {inbox} (consumer, message_id, accepted_at) VALUES (?, ?, {NOW}) \
+             ON CONFLICT DO NOTHING"
+        ));
+        let purge = AssertSqlSafe(format!(
+            "DELETE FROM {inbox} WHERE (consumer, message_id) IN (\
+               SELECT consumer, message_id FROM {inbox} INDEXED BY {inbox}_accepted \
+               WHERE accepted_at < {NOW} - ? ORDER BY accepted_at LIMIT ?)"
+        ));
+        Ok(Self { consumer, accept: accept.into_sql_str(), purge: purge.into_sql_str() })
+    }
+
+    /// Records that this consumer accepts the message, and tells whether it is the first time.
+    ///
+    /// # Contract
+    ///
+    /// - `true` for the first transaction that commits, `false` for every later one.
+    /// - The record commits and rolls back with the caller's transaction: after a rollback the
+    ///   message is new again.
+    /// - Of several transactions at once one gets `true`; the others wait for its end, or fail, and
+    ///   never get `true` as well.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreErrorKind::NoTransaction`] when no transaction is open, which SQLite is asked:
+    /// nothing was recorded then. [`StoreErrorKind::Conflict`] when another connection writes, for
+    /// longer than the busy timeout. After an error the caller must roll back.
+    pub async fn accept(
+        &self,
+        transaction: &mut SqliteConnection,
+        id: MessageId,
+    ) -> Result<bool, StoreError> {
+        require_transaction(transaction).await?;
+        let done = sqlx::query(self.accept.clone())
+            .bind(self.consumer.clone())
+            .bind(id.as_bytes().to_vec())
+            .execute(transaction)
+            .await
+            .map_err(store_error)?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Deletes records of all consumers that are older than asked, at most `limit` of them, and
+    /// tells how many. Run it now and then, outside of a transaction, until it answers less than
+    /// `limit`.
+    ///
+    /// Whatever is purged is new again, so keep records for longer than a message can come back:
+    /// as long as the broker retains it, if consumers may be set back to its beginning.
+    ///
+    /// # Errors
+    ///
+    /// Any [`StoreErrorKind`].
+    pub async fn purge(
+        &self,
+        connection: &mut SqliteConnection,
+        older_than: Duration,
+        limit: u32,
+    ) -> Result<u64, StoreError> {
+        let age = i64::try_from(older_than.as_micros()).unwrap_or(i64::MAX);
+        let done = sqlx::query(self.purge.clone())
+            .bind(age)
+            .bind(limit)
+            .execute(connection)
+            .await
+            .map_err(store_error)?;
+        Ok(done.rows_affected())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_has_a_name() {
+        for (name, valid) in [("", false), ("a", true), (&*"x".repeat(256), false)] {
+            assert_eq!(SqliteInbox::new(&SqliteSchema::new(), name).is_ok(), valid, "{name}");
+        }
+    }
+}

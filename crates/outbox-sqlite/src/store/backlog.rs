@@ -1,0 +1,44 @@
+//! Counts what waits, without a full scan.
+
+use std::time::Duration;
+
+use outbox_core::store::{Backlog, StoreError};
+
+use crate::tables::Tables;
+use crate::text::{self, Answer, NOW};
+
+/// So many held and dead messages are counted.
+const COUNTED: u64 = 100_000;
+
+/// One bounded scan of the oldest rows. Should all of them be of held keys, the age is that of the
+/// newest of them: the oldest row that is not held is no older.
+pub(super) fn packet(tables: &Tables) -> String {
+    format!(
+        "SELECT COUNT(*), {NOW} - COALESCE(MIN(IIF(blocked, NULL, created_at)), \
+             IIF(COUNT(*) > {limit}, MAX(created_at), NULL)) \
+         FROM (SELECT o.created_at, o.held_at IS NOT NULL OR EXISTS (\
+             SELECT 1 FROM {outbox} h INDEXED BY {held_key} WHERE h.held_at IS NOT NULL \
+               AND h.topic = o.topic AND CAST(h.message_key AS BLOB) = CAST(o.message_key AS BLOB)\
+           ) AS blocked FROM {outbox} o ORDER BY o.id LIMIT {more});\
+         SELECT COUNT(*) FROM (SELECT 1 FROM {outbox} INDEXED BY {held_message} \
+           WHERE held_at IS NOT NULL LIMIT {COUNTED});\
+         SELECT COUNT(*) FROM (SELECT 1 FROM {dead} LIMIT {COUNTED})",
+        limit = Backlog::EXACT_LIMIT,
+        more = Backlog::EXACT_LIMIT + 1,
+        outbox = tables.outbox,
+        held_key = tables.held_key,
+        held_message = tables.held_message,
+        dead = tables.dead,
+    )
+}
+
+pub(super) fn read(answers: &[Answer]) -> Result<Backlog, StoreError> {
+    let count = |answer: usize, column| -> Result<Option<u64>, StoreError> {
+        let row = answers.get(answer).and_then(|answer| answer.rows.first());
+        let value = row.map(|row| text::signed(row, column)).transpose()?.flatten();
+        Ok(value.map(|value| u64::try_from(value).unwrap_or(0)))
+    };
+    let age = count(0, 1)?.map(Duration::from_micros);
+    let number = |answer| Ok::<_, StoreError>(count(answer, 0)?.unwrap_or(0));
+    Ok(Backlog::new(number(0)?, age, number(1)?, number(2)?))
+}

@@ -1,0 +1,195 @@
+//! What is particular to the store on SQLite: the file, its one writer, and the byte budget.
+
+use std::time::Duration;
+
+use outbox_core::delivery::{Receipt, WorkerId};
+use outbox_core::store::{Delivered, KeepLeases, Purge, Settle, StoreErrorKind};
+use tokio::time::Instant;
+
+use super::*;
+
+#[tokio::test]
+async fn a_missing_file_is_not_created() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("missing.db");
+    let url = format!("sqlite:{}?mode=rwc", file.display());
+    let error = SqliteStore::connect(&url, &SqliteSchema::new()).await.expect_err("no file");
+    assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+    assert!(!file.exists());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_without_tables_or_without_wal_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let options = SqliteConnectOptions::new().filename(folder.path().join("shop.db"));
+    let schema = SqliteSchema::new();
+    let store = SqliteStore::from_options(options.clone(), &schema);
+    let mut connection = options.create_if_missing(true).connect().await?;
+    run(&mut connection, schema.sql()).await?;
+    let error = store.open().await.expect_err("a rollback journal");
+    assert_eq!(error.kind(), StoreErrorKind::Unsupported);
+    schema.migrate(&mut connection).await?;
+    store.open().await?;
+    run(&mut connection, "DROP TABLE outbox_dead").await?;
+    let error = store.open().await.expect_err("a table is missing");
+    assert_eq!(error.kind(), StoreErrorKind::Schema);
+    schema.migrate(&mut connection).await.expect_err("the version says that it is there");
+    run(&mut connection, "UPDATE outbox_meta SET schema_version = 2").await?;
+    let error = schema.migrate(&mut connection).await.expect_err("a newer version");
+    assert_eq!(error.kind(), StoreErrorKind::Schema);
+    Ok(())
+}
+
+#[tokio::test]
+async fn migrating_is_repeatable_and_can_be_done_by_several_at_once() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let options = SqliteConnectOptions::new()
+        .filename(folder.path().join("shop.db"))
+        .create_if_missing(true)
+        .busy_timeout(Duration::from_secs(60));
+    options.connect().await?.close().await?;
+    let mut migrations = Vec::new();
+    for _ in 0..4 {
+        let mut connection = options.connect().await?;
+        migrations.push(tokio::spawn(async move {
+            let schema = SqliteSchema::new().with_prefix("shop_").expect("a good prefix");
+            schema.migrate(&mut connection).await?;
+            schema.migrate(&mut connection).await
+        }));
+    }
+    for migration in migrations {
+        migration.await??;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_databases_are_two_servers() -> Result<()> {
+    let (one, other) = (Lab::new().await?, Lab::new().await?);
+    let (first, again) = (one.page().await?.server, one.page().await?.server);
+    assert_eq!(first, again);
+    assert_ne!(first, other.page().await?.server);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_claim_neither_waits_for_a_writer_nor_keeps_one_waiting() -> Result<()> {
+    let lab = Lab::new().await?;
+    lab.add(vec![message("a")]).await?;
+    let mut connection = lab.connect().await?;
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    lab.outbox.add(&mut tx, message("b")).await?;
+    assert_eq!(lab.page().await?.rows.len(), 1);
+    tx.commit().await?;
+    assert_eq!(lab.page().await?.rows.len(), 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_write_that_cannot_happen_is_a_conflict_and_can_be_repeated() -> Result<()> {
+    let lab = Lab::new().await?;
+    lab.add(vec![message("a")]).await?;
+    let row = deliveries(lab.page().await?).remove(0);
+    let rows = [Delivered::new(id_of(&row), Receipt::default())];
+    let mut connection = lab.connect().await?;
+    run(&mut connection, "BEGIN IMMEDIATE").await?;
+    let keep = KeepLeases::new(WorkerId::generate(), Duration::from_secs(60));
+    let settle = Settle::new(&rows, &[]);
+    let (kept, settled) = tokio::join!(lab.store.keep_leases(keep), lab.store.settle(settle));
+    assert_eq!(kept.expect_err("busy").kind(), StoreErrorKind::Conflict);
+    assert_eq!(settled.expect_err("busy").kind(), StoreErrorKind::Conflict);
+    run(&mut connection, "COMMIT").await?;
+    lab.store.keep_leases(keep).await?;
+    lab.store.settle(settle).await?;
+    assert_eq!(lab.pending().await?, []);
+    Ok(())
+}
+
+/// The application writes all the time, with sqlx's own busy timeout, while the relay deletes and
+/// purges as fast as it can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settling_and_purging_fail_no_writer() -> Result<()> {
+    const ROWS: usize = 3_000;
+    let lab = Lab::new().await?;
+    for _ in 0..ROWS / 100 {
+        let big =
+            |n: usize| Message::builder("t").key(n.to_string()).payload(vec![7; 4_000]).build();
+        lab.add((0..100).map(big).collect::<Result<_, _>>()?).await?;
+    }
+    let rows = deliveries(lab.page().await?);
+    assert_eq!(rows.len(), ROWS);
+    let rows: Vec<_> =
+        rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
+    let store = lab.store.clone();
+    let relay = tokio::spawn(async move {
+        let start = Instant::now();
+        store.settle(Settle::new(&rows, &[]).archive(true)).await?;
+        let settled = start.elapsed();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let purged = store.purge(Purge::new(Duration::ZERO, u32::MAX)).await?;
+        Ok::<_, outbox_core::store::StoreError>((settled, purged))
+    });
+    let mut connection = lab.connect().await?;
+    let (mut written, mut longest) = (0, Duration::ZERO);
+    while !relay.is_finished() || written == 0 {
+        let start = Instant::now();
+        let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+        lab.outbox.add(&mut tx, message("live")).await?;
+        tx.commit().await?;
+        (written, longest) = (written + 1, longest.max(start.elapsed()));
+    }
+    let (settled, purged) = relay.await??;
+    println!(
+        "{ROWS} rows archived in {settled:?}; {written} writes meanwhile, longest {longest:?}"
+    );
+    assert_eq!(purged, ROWS as u64);
+    assert_eq!(lab.pending().await?.len(), written);
+    Ok(())
+}
+
+#[tokio::test]
+async fn small_rows_do_not_wait_for_a_large_one_before_them() -> Result<()> {
+    let lab = Lab::new().await?;
+    let large = Message::builder("t").key("large").payload(vec![7; 900_000]).build()?;
+    lab.add(vec![large, message("a"), message("b")]).await?;
+    let page = Page::new(&[Lane(0)], Position::START, 100);
+    let rows = lab.store.claim(Claim::new(100_000).page(page)).await?.rows;
+    assert!(
+        matches!(rows[..], [Claimed::Unread(_), Claimed::Delivery(_), Claimed::Delivery(_)]),
+        "{rows:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_large_row_is_read_when_the_budget_has_room() -> Result<()> {
+    let lab = Lab::new().await?;
+    let large = || Message::builder("t").key("large").payload(vec![7; 10_000]).build();
+    lab.add(vec![message("a"), large()?, large()?]).await?;
+    let page = Page::new(&[Lane(0)], Position::START, 1_000);
+    let rows = lab.store.claim(Claim::new(24_000).page(page)).await?.rows;
+    assert!(
+        matches!(rows[..], [Claimed::Delivery(_), Claimed::Delivery(_), Claimed::Unread(_)]),
+        "{rows:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
+async fn rows_of_no_lane_are_passed() -> Result<()> {
+    let lab = Lab::new().await?;
+    lab.add(vec![message("a"), message("b")]).await?;
+    let all = lab.page().await?;
+    let positions: Vec<_> = all.rows.iter().map(Claimed::position).collect();
+    for lanes in [&[][..], &[Lane(1)]] {
+        let page = Page::new(lanes, Position::START, 100);
+        let reply = lab.store.claim(Claim::new(1_000).page(page)).await?;
+        assert_eq!((reply.rows.len(), reply.passed), (0, positions.clone()));
+        assert_eq!((reply.covered, reply.end), (all.covered, true));
+        let bounded = Claim::new(1_000).page(page.through(all.covered)).scan(page);
+        let reply = lab.store.claim(bounded).await?;
+        assert!(reply.rows.is_empty() && reply.passed.is_empty() && reply.scanned.is_empty());
+    }
+    Ok(())
+}

@@ -1,0 +1,144 @@
+//! What a dispatcher says of itself, on the fakes.
+
+use std::time::Duration;
+
+use outbox_core::broker::PublishErrorKind;
+use outbox_core::status::Health;
+use outbox_core::{Dispatcher, DispatcherHandle, Message};
+use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore};
+use tokio::sync::oneshot;
+
+async fn commit(store: &MemoryStore, key: &str) {
+    let mut tx = store.begin();
+    let message = Message::builder("orders").key(key).payload("p").build().expect("valid");
+    store.outbox().add(&mut tx, message).await.expect("an added message");
+    tx.commit();
+}
+
+fn dispatcher(store: &MemoryStore, broker: &MemoryBroker) -> Dispatcher {
+    Dispatcher::builder(store.clone(), broker.clone()).build().expect("valid settings")
+}
+
+/// Waits, at most ten minutes, until the handle says so.
+async fn until(handle: &DispatcherHandle, what: &str, is_so: impl Fn(Health) -> bool) {
+    for _ in 0..6_000 {
+        if is_so(handle.status().health) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("not {what}: {:#?}", handle.status());
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_starting_then_idle_then_working_then_stopped() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    assert_eq!(handle.status().health, Health::Starting);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(dispatcher.run(async { _ = stopped.await }));
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    assert!(handle.status().health.is_ready());
+    broker.set_latency(Duration::from_secs(1));
+    commit(&store, "7").await;
+    until(&handle, "working", |health| health == Health::Working).await;
+    assert_eq!(handle.status().in_flight, 1);
+    broker.wait_for(1).await;
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    assert!(handle.status().last_delivery.is_some());
+    _ = stop.send(());
+    running.await.unwrap().unwrap();
+    assert_eq!(handle.status().health, Health::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_lanes_all_belong_to_others_stands_by_and_takes_over_when_they_go() {
+    let (store, broker) = (MemoryStore::with_lanes(1.try_into().unwrap()), MemoryBroker::new());
+    let first = tokio::spawn(dispatcher(&store, &broker).run(std::future::pending()));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let second = dispatcher(&store, &broker);
+    let handle = second.handle();
+    let second = tokio::spawn(second.run(std::future::pending()));
+    until(&handle, "standby", |health| health == Health::Standby).await;
+    first.abort();
+    tokio::time::sleep(Duration::from_secs(46)).await;
+    let detail = handle.status().detail;
+    assert!(detail.is_none_or(|detail| detail.starts_with("waiting for the lanes of")));
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    assert_eq!(handle.status().lanes, 1);
+    second.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_says_for_whose_lanes_it_waits() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let crashed = tokio::spawn(dispatcher(&store, &broker).run(std::future::pending()));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    crashed.abort();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let detail = handle.status().detail.expect("a reason for waiting");
+    assert!(detail.starts_with("waiting for the lanes of "), "{detail}");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(handle.status().detail, None);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_the_broker_and_one_of_the_store_are_told_apart() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let faulty = std::sync::Arc::new(FaultyStore::new(store.clone()));
+    let builder = Dispatcher::builder(std::sync::Arc::clone(&faulty), broker.clone());
+    let dispatcher = builder.build().unwrap();
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    until(&handle, "idle", |health| health == Health::Idle).await;
+
+    let outage = broker.outage();
+    commit(&store, "7").await;
+    until(&handle, "broker down", |h| matches!(h, Health::BrokerDown { .. })).await;
+    assert!(!handle.status().health.is_ready());
+    drop(outage);
+    until(&handle, "idle", |health| health == Health::Idle).await;
+
+    let outage = faulty.outage();
+    until(&handle, "store down", |h| matches!(h, Health::StoreDown { .. })).await;
+    drop(outage);
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn messages_that_are_not_delivered_for_a_lease_make_it_stuck() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    broker.fail_when(|_| true, PublishErrorKind::Failed);
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    commit(&store, "7").await;
+    until(&handle, "stuck", |health| matches!(health, Health::Stuck { .. })).await;
+    broker.heal();
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_keys_and_closed_topics_are_named() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    broker.fail_when(|d| d.message.key() == Some(b"bad"), PublishErrorKind::Rejected);
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    commit(&store, "bad").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(handle.status().held_keys, 1);
+    broker.remove_topic("orders");
+    commit(&store, "good").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(handle.status().closed_topics, ["orders".into()]);
+    running.abort();
+}

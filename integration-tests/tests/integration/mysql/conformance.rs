@@ -1,0 +1,107 @@
+//! Every promise of a store and of its dead letters, kept by MariaDB and by MySQL.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use outbox_core::{DeadLetters, MessageId, async_trait};
+use outbox_mysql::sqlx::MySql;
+use outbox_mysql::sqlx::mysql::{MySqlPool, MySqlPoolOptions};
+use outbox_mysql::sqlx::pool::PoolConnection;
+use outbox_testing::conformance::store::{DeadLettersFixture, StoreFixture};
+
+use super::*;
+
+/// A database of the case's own, and the application's pool to it.
+struct On<E> {
+    lab: Lab,
+    pool: MySqlPool,
+    engine: PhantomData<fn() -> E>,
+}
+
+trait Server: 'static {
+    const ENGINE: Engine;
+}
+
+struct MariaDbServer;
+
+impl Server for MariaDbServer {
+    const ENGINE: Engine = Engine::MariaDb;
+}
+
+struct MySqlServer;
+
+impl Server for MySqlServer {
+    const ENGINE: Engine = Engine::MySql;
+}
+
+#[async_trait]
+impl<E: Server> StoreFixture for On<E> {
+    type Writer = MySqlWriter;
+    type Transaction = sqlx::Transaction<'static, MySql>;
+    type Connection = PoolConnection<MySql>;
+
+    async fn set_up() -> Self {
+        let lab = Lab::new(E::ENGINE).await.expect("lab").expect("server was left out");
+        let pool = MySqlPoolOptions::new().max_connections(3).connect(&lab.url);
+        Self { pool: pool.await.expect("pool"), lab, engine: PhantomData }
+    }
+
+    fn writer(&self) -> MySqlWriter {
+        self.lab.writer.clone()
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        Arc::new(self.lab.store.clone())
+    }
+
+    fn sees_open_rows(&self) -> bool {
+        true
+    }
+
+    async fn begin(&self) -> sqlx::Transaction<'static, MySql> {
+        self.pool.begin().await.expect("begin")
+    }
+
+    async fn commit(&self, transaction: sqlx::Transaction<'static, MySql>) {
+        transaction.commit().await.expect("commit");
+    }
+
+    async fn roll_back(&self, transaction: sqlx::Transaction<'static, MySql>) {
+        transaction.rollback().await.expect("rollback");
+    }
+
+    async fn connect(&self) -> PoolConnection<MySql> {
+        self.pool.acquire().await.expect("connection")
+    }
+
+    async fn garble(&self, message: MessageId) -> bool {
+        let garbled = sqlx::query("UPDATE outbox SET headers = '{' WHERE message_id = ?")
+            .bind(&message.as_bytes()[..])
+            .execute(&self.pool);
+        garbled.await.expect("garbled").rows_affected() == 1
+    }
+
+    async fn pass(&self, time: Duration) {
+        tokio::time::sleep(time + Duration::from_millis(20)).await;
+    }
+}
+
+impl<E: Server> DeadLettersFixture for On<E> {
+    fn dead_letters(&self) -> Arc<dyn DeadLetters> {
+        Arc::new(self.lab.store.clone())
+    }
+}
+
+mod mariadb {
+    use super::*;
+
+    outbox_testing::store_conformance!(On<MariaDbServer>);
+    outbox_testing::dead_letters_conformance!(On<MariaDbServer>);
+}
+
+mod mysql {
+    use super::*;
+
+    outbox_testing::store_conformance!(On<MySqlServer>);
+    outbox_testing::dead_letters_conformance!(On<MySqlServer>);
+}

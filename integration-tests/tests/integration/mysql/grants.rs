@@ -1,0 +1,83 @@
+//! The grants that `docs/running.md` tells users to give suffice, each for its own work.
+
+use std::sync::Arc;
+
+use outbox_core::broker::PublishErrorKind;
+use outbox_core::dead_letters::DeadLetterQuery;
+use outbox_core::retry::{OnDeath, Retention, TopicPolicy};
+use outbox_core::{DeadLetters, Dispatcher};
+use outbox_testing::MemoryBroker;
+
+use super::*;
+
+/// The first block of SQL on the page.
+fn documented() -> &'static str {
+    let page = include_str!("../../../../docs/running.md");
+    let (_, rest) = page.split_once("```sql\n").expect("a block of SQL");
+    rest.split_once("```").expect("its end").0
+}
+
+/// The URL of the lab's database for another user, without a password.
+fn url_of(lab: &Lab, user: &str) -> Result<String> {
+    let (scheme, rest) = lab.url.split_once("://").context("a URL")?;
+    let (_, place) = rest.split_once('@').context("a user")?;
+    Ok(format!("{scheme}://{user}@{place}"))
+}
+
+on_both! {
+    async fn writer_relay_and_operator_need_no_more_than_their_grants(lab: Lab) -> Result<()> {
+        let mut root = lab.connect().await?;
+        let database = lab.url.rsplit('/').next().context("a database")?;
+        let database = database.split('?').next().unwrap_or(database);
+        // Users belong to the server: names of the test's own.
+        let user = |role: &str| format!("{role}_{}", &database[database.len().saturating_sub(12)..]);
+        for role in ["writer", "relay", "operator"] {
+            run(&mut root, format!("CREATE USER '{}'@'%'", user(role))).await?;
+        }
+        let mut grants = documented().replace("shop.", &format!("{database}."));
+        for role in ["writer", "relay", "operator"] {
+            grants = grants.replace(&format!("shop_{role}"), &user(role));
+        }
+        run(&mut root, grants).await?;
+
+        let mut writer = MySqlConnection::connect(&url_of(&lab, &user("writer"))?).await?;
+        let mut tx = writer.begin().await?;
+        let ids = lab.outbox.add_all(&mut tx, ["good", "held", "dead"].map(|key| {
+            let topic = if key == "dead" { "skipped" } else { "orders" };
+            Message::builder(topic).key(key).payload("p").build().expect("valid")
+        })).await.context("the writer adds")?;
+        tx.commit().await?;
+        assert!(sqlx::query("DELETE FROM outbox").execute(&mut writer).await.is_err());
+
+        let broker = MemoryBroker::new();
+        broker.fail_when(|d| d.message.key() != Some(b"good"), PublishErrorKind::Rejected);
+        let url = url_of(&lab, &user("relay"))?;
+        let store = MySqlStore::connect(&url, &lab.schema).await.context("the relay opens the store")?;
+        let relay = |keep: bool| {
+            let store = MySqlStore::clone(&store);
+            let retention = if keep { Retention::Keep(TTL) } else { Retention::Delete };
+            Dispatcher::builder(store, broker.clone())
+                .topic("skipped", TopicPolicy::new().on_death(OnDeath::Skip))
+                .retention(retention)
+                .build()
+        };
+        relay(true)?.run_until_empty().await.context("the relay runs")?;
+        assert_eq!(broker.published().len(), 1);
+
+        let url = url_of(&lab, &user("operator"))?;
+        let operator = MySqlStore::connect(&url, &lab.schema).await.context("the operator opens the store")?;
+        let operator: Arc<dyn DeadLetters> = Arc::new(operator);
+        assert_eq!(operator.list(&DeadLetterQuery::new()).await?.len(), 2);
+        assert!(operator.get(ids[1]).await?.is_some());
+        assert_eq!(operator.skip(&[ids[1]]).await?, 1);
+        assert_eq!(operator.retry(&[ids[2]]).await?, 1);
+        broker.heal();
+        relay(false)?.run_until_empty().await?;
+        assert_eq!(broker.published().len(), 2);
+        assert_eq!(operator.discard(&[ids[1]]).await?, 1);
+        for role in ["writer", "relay", "operator"] {
+            run(&mut root, format!("DROP USER '{}'@'%'", user(role))).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+//! What statements read: rows of their lists and limits, never the whole table.
+//!
+//! The servers count every row that is read. The counters are those of a whole server, so that
+//! each test has one of its own.
+
+use integration_tests::database::{Database, Options, PrivateDatabase};
+use integration_tests::servers::Backend;
+use outbox_core::DeadLetters;
+use outbox_core::dead_letters::DeadLetterQuery;
+use outbox_core::delivery::{Failure, Receipt, Settlement, Span};
+use outbox_core::store::{Backlog, Delivered, Failed, Purge, Release, Settle};
+
+use super::*;
+
+/// Far more rows than any statement may read.
+const ROWS: u64 = 12_000;
+
+/// The rows of a list, and of a limit.
+const LIST: usize = 300;
+
+/// A row is read to be found, to be checked, and to be changed; joined rows are read as well.
+const READS_PER_ROW: u64 = 6;
+
+/// Leases, workers, versions: all that is read besides.
+const BESIDES: u64 = 400;
+
+struct Counted {
+    lab: Lab,
+    counters: MySqlConnection,
+    _server: PrivateDatabase,
+}
+
+impl Counted {
+    async fn new(engine: Engine) -> Result<Option<Self>> {
+        if Backend::Database(engine).is_left_out() {
+            return Ok(None);
+        }
+        let server = Database::private(engine, Options::fast()).await?;
+        let lab = Lab::at(&server, MySqlSchema::new().with_lanes(4)?).await?;
+        let mut tx = lab.connect().await?;
+        let mut tx = tx.begin().await?;
+        lab.outbox.add_all(&mut tx, (0..ROWS).map(|n| message(&n.to_string()))).await?;
+        tx.commit().await?;
+        let counters = lab.connect().await?;
+        Ok(Some(Self { lab, counters, _server: server }))
+    }
+
+    async fn reads(&mut self) -> Result<u64> {
+        let sql = "SHOW GLOBAL STATUS LIKE 'Handler_read%'";
+        let rows: Vec<(String, String)> = sqlx::query_as(sql).fetch_all(&mut self.counters).await?;
+        rows.iter().map(|(_, count)| Ok(count.parse::<u64>()?)).sum()
+    }
+
+    /// Checks how many rows a call read.
+    async fn bounded(
+        &mut self,
+        what: &str,
+        rows: u64,
+        call: impl Future<Output = Result<()>>,
+    ) -> Result<()> {
+        // Reading the counters reads rows, on either server about as many each time.
+        let (first, before) = (self.reads().await?, self.reads().await?);
+        call.await.with_context(|| what.to_owned())?;
+        let read = (self.reads().await? - before).saturating_sub(before - first);
+        let bound = rows * READS_PER_ROW + BESIDES;
+        assert!(bound < ROWS, "the bound shows nothing");
+        assert!(read <= bound, "{what}: {read} rows were read for {rows} ({})", self.lab.engine);
+        Ok(())
+    }
+}
+
+async fn every_list_is_read_by_primary_key(engine: Engine) -> Result<()> {
+    let Some(mut counted) = Counted::new(engine).await? else { return Ok(()) };
+    let store = counted.lab.store.clone();
+    let all = lanes(4);
+    let list = LIST as u64;
+    let every_other: Vec<_> = (0..list).map(|n| Position(ROWS / 2 + n * 2)).collect();
+    let narrow: Vec<_> = every_other.iter().map(|at| Span::new(*at, *at)).collect();
+    let wide: Vec<_> = (0..20)
+        .map(|n| Span::new(Position(1_000 + n * 400), Position(1_000 + n * 400 + 39)))
+        .collect();
+    let spans = [narrow, wide].concat();
+    let swept = Claim::new(MEGABYTE).sweep(&spans);
+    counted
+        .bounded("sweep", list + 800, async {
+            assert_eq!(store.claim(swept).await?.swept.len(), LIST + 800);
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("open", list + 800, async {
+            assert_eq!(store.claim(Claim::new(1).open(&spans)).await?.open.len(), LIST + 800);
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("watch", list, async {
+            assert_eq!(store.claim(Claim::new(1).watch(&every_other)).await?.watched.len(), LIST);
+            Ok(())
+        })
+        .await?;
+    let mut rows = Vec::new();
+    counted
+        .bounded("fetch", list, async {
+            rows = deliveries(store.claim(Claim::new(MEGABYTE).fetch(&every_other)).await?);
+            assert_eq!(rows.len(), LIST);
+            Ok(())
+        })
+        .await?;
+    let own = &all[..1];
+    let page = Page::new(own, Position(ROWS / 2), LIST);
+    counted
+        .bounded("page", list, async {
+            let reply = store.claim(Claim::new(MEGABYTE).page(page)).await?;
+            assert_eq!(reply.rows.len() + reply.passed.len(), LIST);
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("bounded page", list, async {
+            let page = page.through(Position(ROWS / 2 + list));
+            store.claim(Claim::new(MEGABYTE).page(page)).await?;
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("scan", list, async {
+            let page = Page::new(&all, Position(ROWS / 2), LIST);
+            assert_eq!(store.claim(Claim::new(1).scan(page)).await?.scanned.len(), LIST);
+            Ok(())
+        })
+        .await?;
+
+    let worker = WorkerId::generate();
+    let standing = store.keep_leases(KeepLeases::new(worker, TTL * 10)).await?;
+    let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
+    let request = KeepLeases::new(worker, TTL * 10);
+    let standing = store.keep_leases(request.take(&take)).await?;
+    let leases: Vec<_> =
+        standing.lanes.iter().map(|lane| Lease::new(lane.lane, lane.epoch)).collect();
+    let (archived, rest) = rows.split_at(LIST / 3);
+    let (failed, deleted) = rest.split_at(LIST / 3);
+    let delivered = |rows: &[Delivery]| -> Vec<_> {
+        rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect()
+    };
+    let failed: Vec<_> = failed
+        .iter()
+        .enumerate()
+        .map(|(n, row)| {
+            let settlement = match n % 3 {
+                0 => Settlement::Retry(TTL),
+                1 => Settlement::Held,
+                _ => Settlement::Dead,
+            };
+            let lease = leases[usize::from(row.lane.0)];
+            Failed::new(id_of(row), lease, row.state, 1, settlement, Failure::new("failed", "why"))
+        })
+        .collect();
+    let third = LIST as u64 / 3;
+    let (deleted, archived) = (delivered(deleted), delivered(archived));
+    counted
+        .bounded("delete", third, async {
+            store.settle(Settle::new(&deleted, &[])).await?;
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("archive", third, async {
+            store.settle(Settle::new(&archived, &[]).archive(true)).await?;
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("failures", third, async {
+            assert_eq!(store.settle(Settle::new(&[], &failed)).await?.refused, []);
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("purge", third, async {
+            store.purge(Purge::new(Duration::ZERO, 100)).await?;
+            Ok(())
+        })
+        .await?;
+    let mut letters = Vec::new();
+    counted
+        .bounded("dead letters", third, async {
+            letters = store.list(&DeadLetterQuery::new()).await?;
+            assert!(letters.len() > LIST / 6);
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("verbs", third, async {
+            let ids: Vec<_> = letters.iter().map(|letter| letter.id).collect();
+            assert_eq!(store.retry(&ids).await?, ids.len() as u64);
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("leases", 4, async {
+            store.keep_leases(request.renew(&leases)).await?;
+            Ok(store.release(Release::new(worker, &leases)).await?)
+        })
+        .await?;
+
+    let left = number(&mut counted.lab.connect().await?, "SELECT COUNT(*) FROM outbox").await?;
+    let in_table = u64::try_from(left)?;
+    let expected = ROWS
+        - 2 * third
+        - failed.iter().filter(|f| f.settlement == Settlement::Dead).count() as u64
+        + letters
+            .iter()
+            .filter(|l| l.cursor.place == outbox_core::dead_letters::Place::Dead)
+            .count() as u64;
+    assert_eq!(in_table, expected, "more or fewer rows were settled");
+    Ok(())
+}
+
+/// What is counted of a large table is bounded: twice the rows cost the same.
+async fn the_backlog_of_a_large_table_is_cheap(engine: Engine) -> Result<()> {
+    let Some(mut counted) = Counted::new(engine).await? else { return Ok(()) };
+    let store = counted.lab.store.clone();
+    let mut costs = Vec::new();
+    for _ in 0..2 {
+        let before = counted.reads().await?;
+        let backlog = store.backlog().await?;
+        costs.push(counted.reads().await? - before);
+        assert!(!backlog.pending_is_exact);
+        assert_eq!(backlog.pending, Backlog::EXACT_LIMIT);
+        counted.lab.add((0..ROWS).map(|n| message(&n.to_string())).collect()).await?;
+    }
+    assert!(costs[1] <= costs[0] + BESIDES, "{costs:?}");
+    Ok(())
+}
+
+on_each! {
+    every_list_is_read_by_primary_key
+    the_backlog_of_a_large_table_is_cheap
+}

@@ -1,0 +1,74 @@
+//! The tests that the pages in `docs` name exist.
+
+use std::{collections::HashSet, fs, path::Path};
+
+use anyhow::{Result, ensure};
+
+use super::Outcome;
+use crate::cargo::workspace;
+
+pub(super) fn check() -> Result<Outcome> {
+    let mut functions = HashSet::new();
+    for folder in ["crates", "integration-tests", "examples"] {
+        collect(&workspace().join(folder), &mut functions)?;
+    }
+    let mut missing = vec![];
+    for page in fs::read_dir(workspace().join("docs"))? {
+        let path = page?.path();
+        if path.extension().is_some_and(|extension| extension == "md") {
+            let text = fs::read_to_string(&path)?;
+            let absent = sentences(&text).filter(|name| !functions.contains(*name));
+            missing.extend(absent.map(|name| format!("{name} ({})", path.display())));
+        }
+    }
+    ensure!(missing.is_empty(), "no such test: {}", missing.join(", "));
+    Ok(Outcome::Passed)
+}
+
+/// The words in back quotes that read like the name of a test: a sentence of five words or more.
+fn sentences(page: &str) -> impl Iterator<Item = &str> {
+    let quoted = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    quoted.filter(|word| {
+        let part_of_a_name =
+            |byte: u8| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        word.bytes().all(part_of_a_name) && word.split('_').count() >= 5
+    })
+}
+
+/// The names of all functions below the folder.
+fn collect(folder: &Path, functions: &mut HashSet<String>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect(&path, functions)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            functions.extend(names(&fs::read_to_string(&path)?));
+        }
+    }
+    Ok(())
+}
+
+fn names(source: &str) -> impl Iterator<Item = String> {
+    source.lines().filter_map(|line| {
+        let (_, name) = line.split_once("fn ")?;
+        Some(name.split(['(', '<']).next()?.trim().to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sentences_in_back_quotes_name_tests() {
+        let page =
+            "| `a_test_that_is_named`, `in_flight` | `cargo xtask check` a_test_that_is_not |";
+        assert_eq!(sentences(page).collect::<Vec<_>>(), ["a_test_that_is_named"]);
+    }
+
+    #[test]
+    fn functions_are_found_whatever_stands_before_and_behind_their_names() {
+        let source = "    pub async fn one<F: Fixture>() {\n#[test]\nfn two() {\nlet x = 1;";
+        assert_eq!(names(source).collect::<Vec<_>>(), ["one", "two"]);
+    }
+}
