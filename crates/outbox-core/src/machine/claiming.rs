@@ -310,7 +310,6 @@ impl Machine {
         if self.scan_at > now || !self.may_scan() {
             return;
         }
-        let through = self.horizon.position();
         self.scan_at = now + self.settings.scan_every;
         order.scan = Some(PageOrder {
             lanes: order.lanes.clone(),
