@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod fix;
+mod model;
 mod seeded_bugs;
 mod servers;
 mod simulate;
@@ -21,10 +22,11 @@ pub(crate) struct Command {
 
 /// All of them, in the order of the list.
 pub(crate) const COMMANDS: &[Command] = &[
-    bench::COMMAND,
     check::COMMAND,
     fix::COMMAND,
     servers::COMMAND,
     simulate::COMMAND,
     seeded_bugs::COMMAND,
+    model::COMMAND,
+    bench::COMMAND,
 ];

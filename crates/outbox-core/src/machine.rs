@@ -7,6 +7,7 @@
 
 mod circuit;
 mod claiming;
+mod fingerprint;
 mod horizon;
 mod keys;
 mod leasing;
@@ -295,7 +296,7 @@ impl SettleOrder {
 }
 
 /// A row whose message is known.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Row {
     lane: Lane,
     epoch: u64,
@@ -334,7 +335,7 @@ enum Phase {
 }
 
 /// The claim that is out.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Claiming {
     number: u64,
     order: Arc<ClaimOrder>,
@@ -357,6 +358,7 @@ enum Stage {
 }
 
 /// The dispatcher's state machine.
+#[derive(Clone)]
 pub struct Machine {
     settings: Settings,
     profile: StoreProfile,
@@ -544,9 +546,11 @@ impl Machine {
             at(held.until);
         }
         if self.claiming.is_none() && self.leases.len() > 0 && self.stage == Stage::Running {
-            at(self.watch_at);
+            // After a failed claim nothing is read before the next page is due.
+            let not_before = self.claim_failing.map_or(now, |_| self.pace.next());
+            at(self.watch_at.max(not_before));
             if self.may_scan() {
-                at(self.scan_at);
+                at(self.scan_at.max(not_before));
             }
             if self.may_page(now) {
                 at(self.pace.next());

@@ -52,7 +52,16 @@ std::thread_local! {
 #[cfg(outbox_seeded_bug)]
 pub(crate) fn chosen(name: &str) -> bool {
     debug_assert!(BUGS.iter().any(|(listed, _)| *listed == name), "{name} is not listed");
-    CHOSEN.get() == Some(name)
+    CHOSEN.get().or_else(|| EVERYWHERE.get().copied()) == Some(name)
+}
+
+#[cfg(outbox_seeded_bug)]
+static EVERYWHERE: std::sync::OnceLock<&'static str> = std::sync::OnceLock::new();
+
+/// Switches a defect on, for all threads and for good.
+#[cfg(outbox_seeded_bug)]
+pub fn choose_everywhere(name: &'static str) {
+    _ = EVERYWHERE.set(name);
 }
 
 /// Switches a defect on, for this thread.

@@ -10,7 +10,7 @@ const LAST_PROBE: Duration = Duration::from_secs(5);
 /// Opens when the broker is unavailable, or when something timed out, provided nothing was
 /// acknowledged since that message was sent; any acknowledgement closes it. One leaderless
 /// partition therefore does not open it. While it is open, single messages probe.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Circuit {
     open: Option<Open>,
     last_ack: Option<Time>,

@@ -24,7 +24,7 @@ const RESERVE_BYTES: usize = 1 << 20;
 const CLAIM_BYTES: usize = 16 << 20;
 
 /// Rows of a lane that is held, apart from those in the queues of their keys.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct LaneRows {
     /// Rows that were seen but not read, with their sizes. While there is one, no row above it
     /// is published.
@@ -41,7 +41,7 @@ impl LaneRows {
 
 /// Lanes that were gained while others were held already: their rows up to where the pages had
 /// come are read by pages of their own.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct CatchUp {
     pub(super) lanes: Vec<Lane>,
     after: Position,
@@ -300,8 +300,9 @@ impl Machine {
         order.watch.extend(heads);
     }
 
+    /// Whether there is anything to scan, and somewhere to send it to.
     pub(super) fn may_scan(&self) -> bool {
-        self.horizon.position() != Position::START && !self.circuit.is_open()
+        self.horizon.position() > Position::START && !self.circuit.is_open()
     }
 
     /// A net for what no rule foresaw: a row that is visible, ours, and known to nobody.

@@ -13,7 +13,7 @@ use crate::delivery::{Position, Span};
 /// More spans than this are merged into coarser ones for a sweep.
 const MAX_SPANS: usize = 400;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Horizon {
     position: Position,
     holes: BTreeMap<Position, Hole>,

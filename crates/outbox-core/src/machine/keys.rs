@@ -59,7 +59,7 @@ impl KeyId {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Key {
     pub(super) topic: TopicId,
     pub(super) lane: Lane,

@@ -8,7 +8,7 @@ use crate::delivery::{Lane, Lease, WorkerId};
 use crate::seeded::seeded;
 use crate::store::{LaneRecord, Standing, TakeOver};
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Leases {
     me: WorkerId,
     ttl: Duration,

@@ -8,7 +8,7 @@ use crate::wake::Urgency;
 /// Adaptive polling: at once while pages come back full, seldom when nothing comes, and in between
 /// the more seldom the more comes, so that batches grow as load rises and a busy relay leaves the
 /// machine to the writers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Pace {
     shortest: Duration,
     busiest: Duration,

@@ -24,14 +24,14 @@ const AMBIGUOUS: RetryPolicy =
     RetryPolicy::exponential(Duration::from_secs(1), Duration::from_secs(60));
 
 /// Messages that were handed to the broker together.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Batch {
     entries: Vec<Option<Entry>>,
     open: usize,
     sent: Time,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     position: Position,
     key: KeyId,

@@ -12,7 +12,7 @@ use crate::seeded::seeded;
 use crate::store::{Delivered, Failed, Settled, StoreErrorKind};
 
 /// Rows whose settlement is not confirmed.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Unsettled {
     delivered: VecDeque<(Delivered, Lane)>,
     failed: VecDeque<Failed>,
@@ -29,14 +29,14 @@ pub(super) struct Unsettled {
     next: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Out {
     order: Arc<SettleOrder>,
     lanes: Vec<Lane>,
 }
 
 /// Settled rows that a claim which is still out may bring in again.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Fading {
     pub(super) claim: u64,
     pub(super) rows: Vec<Position>,

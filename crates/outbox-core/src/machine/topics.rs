@@ -16,7 +16,7 @@ const SMALLEST_SHARE: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct TopicId(u32);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Topics {
     by_name: HashMap<Arc<str>, TopicId>,
     all: Vec<Topic>,
@@ -24,7 +24,7 @@ pub(super) struct Topics {
     largest_share: usize,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Topic {
     pub(super) name: Arc<str>,
     pub(super) policy: TopicPolicy,
