@@ -32,11 +32,11 @@ impl Bars {
             let y = 50.0 + row * index as f64;
             let width = (WIDTH - left - 90.0) * value / most;
             let colour = COLOURS[usize::from(!name.starts_with("outbox")) * 5];
-            _ = write!(
+            _ = writeln!(
                 svg,
                 "<text x=\"{x}\" y=\"{text}\" text-anchor=\"end\">{name}</text>\
                  <rect x=\"{left}\" y=\"{y}\" width=\"{width:.1}\" height=\"18\" fill=\"{colour}\"/>\
-                 <text x=\"{end:.1}\" y=\"{text}\">{value}</text>\n",
+                 <text x=\"{end:.1}\" y=\"{text}\">{value}</text>",
                 x = left - 8.0,
                 text = y + 14.0,
                 name = escape(name),
@@ -59,12 +59,12 @@ impl Lines {
         let mut svg = open(bottom + 60.0, &self.title, &self.y);
         for tick in 0..=4 {
             let (of_x, of_y) = (most_x * f64::from(tick) / 4.0, most_y * f64::from(tick) / 4.0);
-            _ = write!(
+            _ = writeln!(
                 svg,
                 "<line x1=\"{left}\" x2=\"{right}\" y1=\"{at:.1}\" y2=\"{at:.1}\" \
                  stroke=\"#d0d7de\"/>\
                  <text x=\"{label}\" y=\"{text:.1}\" text-anchor=\"end\">{of_y}</text>\
-                 <text x=\"{tick:.1}\" y=\"{below}\" text-anchor=\"middle\">{of_x}</text>\n",
+                 <text x=\"{tick:.1}\" y=\"{below}\" text-anchor=\"middle\">{of_x}</text>",
                 at = y(of_y),
                 label = left - 8.0,
                 text = y(of_y) + 4.0,
