@@ -26,12 +26,14 @@ pub(super) fn check() -> Result<Outcome> {
 }
 
 /// The words in back quotes that read like the name of a test: a sentence of five words or more.
+/// Those that begin with `outbox_` are metrics and tables.
 fn sentences(page: &str) -> impl Iterator<Item = &str> {
     let quoted = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
     quoted.filter(|word| {
         let part_of_a_name =
             |byte: u8| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        word.bytes().all(part_of_a_name) && word.split('_').count() >= 5
+        let sentence = word.split('_').count() >= 5 && !word.starts_with("outbox_");
+        sentence && word.bytes().all(part_of_a_name)
     })
 }
 
@@ -62,7 +64,7 @@ mod tests {
     #[test]
     fn only_sentences_in_back_quotes_name_tests() {
         let page =
-            "| `a_test_that_is_named`, `in_flight` | `cargo xtask check` a_test_that_is_not |";
+            "| `a_test_that_is_named`, `outbox_a_b_c_d` | `cargo xtask check` a_test_that_is_not |";
         assert_eq!(sentences(page).collect::<Vec<_>>(), ["a_test_that_is_named"]);
     }
 
