@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     use proof::{Arguments, first_failure};
 
     let read = |arguments: Arguments| {
-        Ok((arguments.or("seeds", 2_000)?, arguments.or("bug", String::new())?))
+        Ok((arguments.or("seeds", 20_000)?, arguments.or("bug", String::new())?))
     };
     let (seeds, only) = match Arguments::of_process(&["seeds", "bug"]).and_then(read) {
         Ok(read) => read,

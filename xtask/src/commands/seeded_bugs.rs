@@ -18,7 +18,7 @@ pub(super) const COMMAND: Command = Command {
 };
 
 /// Seeds within which a defect of the machine must be found.
-const BUDGET: u64 = 2_000;
+const BUDGET: u64 = 20_000;
 
 struct Caught {
     bug: String,
