@@ -129,10 +129,10 @@ impl Default for Settings {
             in_key_window: 1,
             known_rows: 1_000_000,
             settle_rows: 900,
-            settle_linger: Duration::from_millis(20),
+            settle_linger: Duration::from_millis(100),
             settles: 2,
             poll_shortest: Duration::from_millis(1),
-            poll_busiest: Duration::from_millis(20),
+            poll_busiest: Duration::from_millis(50),
             poll_longest: Duration::from_millis(250),
             retry: RetryPolicy::default(),
             topics: HashMap::new(),
@@ -405,6 +405,7 @@ pub struct Machine {
     circuit: Circuit,
     batches: BTreeMap<u64, Batch>,
     next_batch: u64,
+    published_at: Time,
     offered: usize,
 
     unsettled: Unsettled,
@@ -484,6 +485,7 @@ impl Machine {
             circuit: Circuit::default(),
             batches: BTreeMap::new(),
             next_batch: 0,
+            published_at: now,
             offered: 0,
             unsettled: Unsettled::default(),
             fading: VecDeque::new(),
@@ -561,6 +563,9 @@ impl Machine {
         }
         if let Some(Reverse((time, _))) = self.parked.peek() {
             at(*time);
+        }
+        if self.is_gathering(now) {
+            at(self.gather_until());
         }
         // While the broker is down, no topic is probed on its own.
         let probe = match self.circuit.is_open() {

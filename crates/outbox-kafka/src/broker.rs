@@ -25,6 +25,10 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a hand-over sleeps when librdkafka's queue is full.
 const FULL_QUEUE_PAUSE: Duration = Duration::from_millis(1);
 
+/// From so many messages on, a publish goes through the producer that waits longer for full
+/// requests: such a backlog gains more from them than it loses by the wait.
+const BULK: usize = 1_000;
+
 /// Publishes to Apache Kafka; built by [`KafkaBroker::builder`].
 ///
 /// `Debug` prints the values of harmless properties only.
@@ -32,6 +36,9 @@ pub struct KafkaBroker {
     profile: BrokerProfile,
     timing: Timing,
     together: Slot,
+    /// The same for large publishes. Nothing is sent by two producers at once: within a key no
+    /// message is outstanding beside those of one publish.
+    bulk: Slot,
     /// One message a request: only its verdict condemns a message.
     alone: Slot,
     /// Whose turn it is to hand over: a batch that waits for room is not overtaken.
@@ -52,17 +59,24 @@ impl KafkaBroker {
         max_message_bytes: usize,
         timing: Timing,
         together: Slot,
+        bulk: Slot,
         alone: Slot,
     ) -> Self {
         Self {
             profile: BrokerProfile::new(max_message_bytes, timing.undecided()),
             timing,
             together,
+            bulk,
             alone,
             turn: Mutex::default(),
             turn_alone: Mutex::default(),
             topic: OnceLock::new(),
         }
+    }
+
+    /// The producer for a publish of so many messages.
+    fn slot(&self, messages: usize) -> &Slot {
+        if messages < BULK { &self.together } else { &self.bulk }
     }
 
     /// Hands over the messages of a batch in order, without a pause unless the queue is full.
@@ -74,7 +88,7 @@ impl KafkaBroker {
         let Ok(_turn) = timeout_at(give_up, self.turn.lock()).await else {
             return fail_from(0, PublishErrorKind::NotSent, RDKafkaErrorCode::QueueFull);
         };
-        let producer = match self.together.producer() {
+        let producer = match self.slot(messages.len()).producer() {
             Ok(producer) => producer,
             Err(refusal) => return fail_from(0, refusal.kind, refusal.code),
         };
@@ -180,7 +194,7 @@ impl Broker for KafkaBroker {
             } else if settled {
                 return;
             } else if timeout_at(end, batch.changed()).await.is_err() {
-                self.together.retire_if_dead();
+                self.slot(messages.len()).retire_if_dead();
                 (0..messages.len()).for_each(|index| fail_timed_out(outcomes, index));
                 return;
             }
@@ -205,7 +219,11 @@ impl Broker for KafkaBroker {
     }
 
     async fn close(&self, within: Duration) {
-        tokio::join!(self.together.close(within), self.alone.close(within));
+        tokio::join!(
+            self.together.close(within),
+            self.bulk.close(within),
+            self.alone.close(within)
+        );
     }
 }
 

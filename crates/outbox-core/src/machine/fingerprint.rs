@@ -34,6 +34,7 @@ impl Machine {
             self.purge_at,
             self.count_at,
             self.last_progress,
+            self.published_at,
         ];
         write!(text, "{flags:?}{times:?}{:?}{:?}", self.stage, self.server)?;
         write!(text, "{:?}{:?}{:?}", self.leases, self.keeping, self.keep_failing)?;

@@ -14,8 +14,10 @@ use crate::retry::{OnDeath, RetryPolicy};
 use crate::seeded::seeded;
 use crate::store::{Delivered, Failed};
 
-/// Messages of one publish. Small enough that the first ones are sent while others are chosen.
-const BATCH_ROWS: usize = 1_000;
+/// Messages of one publish at most.
+const BATCH_ROWS: usize = 4_000;
+/// A publish that the window would cut short waits for more room, so long after the last one.
+const GATHER: Duration = Duration::from_millis(50);
 /// A message that was certainly not sent is offered again after this time, if nothing else makes
 /// it wait.
 const NOT_SENT_WAIT: Duration = Duration::from_millis(100);
@@ -129,6 +131,9 @@ impl Machine {
         }
         let room = self.settings.rows_in_flight.saturating_sub(self.in_flight());
         let room = if seeded!("unbounded-in-flight") { BATCH_ROWS } else { room };
+        if self.is_gathering(now) {
+            return None;
+        }
         let limit = self.circuit.allows(room.min(BATCH_ROWS), now);
         let (mut entries, mut deliveries) = (Vec::new(), Vec::new());
         while limit > 0 && entries.is_empty() {
@@ -145,12 +150,25 @@ impl Machine {
             return None;
         }
         self.circuit.sent();
+        self.published_at = now;
         let number = self.next_batch;
         self.next_batch += 1;
         self.offered += entries.len();
         let open = entries.len();
         self.batches.insert(number, Batch { entries, open, sent: now });
         Some(Action::Publish(number, deliveries))
+    }
+
+    /// Whether the window would cut a publish short that is worth waiting for: large batches cost
+    /// the client and the broker a fraction of what small ones do.
+    pub(super) fn is_gathering(&self, now: Time) -> bool {
+        let window = self.settings.rows_in_flight;
+        let worth_while = (window / 5 * 2).min(BATCH_ROWS).min(self.ready.len());
+        window.saturating_sub(self.in_flight()) < worth_while && now < self.gather_until()
+    }
+
+    pub(super) fn gather_until(&self) -> Time {
+        self.published_at + GATHER
     }
 
     /// Takes up to `limit` messages whose turn it is.

@@ -84,7 +84,9 @@ impl Unsettled {
         if self.failing.is_some() && !self.out.is_empty() {
             return None;
         }
-        if !self.failed.is_empty() || self.delivered.len() >= settings.settle_rows {
+        // A small window must not wait for more than it can hold.
+        let enough = settings.settle_rows.min(settings.rows_in_flight.div_ceil(4));
+        if !self.failed.is_empty() || self.delivered.len() >= enough {
             return Some(Time::ZERO);
         }
         self.since.map(|since| since + settings.settle_linger)
