@@ -3,7 +3,7 @@
 //! A state holds the machines themselves, the table, the log, and what is under way: a claim whose
 //! page was read and whose sweep was not, a message in the log whose answer is not here, a settle
 //! that has happened and is not confirmed. An event moves one of them. A worker that stands still is
-//! one none of whose events happen.
+//! told nothing and asked nothing, while what it has sent goes on, until after its lease is over.
 
 mod state;
 
@@ -32,8 +32,8 @@ pub struct Setup {
     pub faults: u8,
     /// A message that the broker rejects until an operator has mended it.
     pub poison: Option<Name>,
-    /// Whether time passes though something is under way: a worker stands still.
-    pub pauses: bool,
+    /// How often a worker stands still past its lease, while something of it is under way.
+    pub pauses: u8,
     /// Until when writers may tarry and faults happen.
     pub storm: Time,
     /// Until when everything must be delivered; where that is no question, the end.
@@ -67,6 +67,8 @@ pub enum Step {
     LoseSettle(usize, usize),
     /// A worker crashes, and another one starts in its place.
     Crash(usize),
+    /// A worker stands still for so long. What it has sent goes on without it.
+    Stand(usize, Duration),
     /// Time passes until a machine wants something.
     Pass,
 }
@@ -82,7 +84,7 @@ impl Setup {
             everybody_owns: false,
             faults: 0,
             poison: None,
-            pauses: false,
+            pauses: 0,
             storm: seconds(25),
             limit: seconds(60),
             delivers: true,
@@ -116,6 +118,21 @@ impl Setup {
                 writers: alone.clone(),
                 ..soon.clone()
             },
+            Self {
+                name: "the only worker stands still",
+                pauses: 1,
+                writers: alone.clone(),
+                limit: seconds(300),
+                ..soon.clone()
+            },
+            Self {
+                name: "one of two workers stands still",
+                workers: 2,
+                pauses: 1,
+                writers: alone.clone(),
+                limit: seconds(300),
+                ..soon.clone()
+            },
             Self { name: "everybody owns the lane", writers: alone, ..everybody.clone() },
             Self { name: "everybody owns the lane, others write", ..everybody },
         ]
@@ -146,6 +163,10 @@ impl Model for Setup {
         for (index, worker) in state.workers.iter().enumerate() {
             let Some(worker) = worker else { continue };
             let under_way = steps.len();
+            if worker.stands() {
+                worker.goes_on_without_it(index, steps);
+                continue;
+            }
             if worker.claim.is_some() {
                 steps.push(Step::Read(index));
                 steps.extend(faulty.then_some(Step::LoseClaim(index)));
@@ -162,15 +183,20 @@ impl Model for Setup {
                 steps.push(Step::Settle(index, which));
                 steps.extend(faulty.then_some(Step::LoseSettle(index, which)));
             }
-            quiet &= steps.len() == under_way;
+            let busy = steps.len() > under_way;
+            quiet &= !busy;
+            if busy && stormy && state.pauses > 0 {
+                steps.extend(state::PAUSES.map(|long| Step::Stand(index, long)));
+            }
             steps.extend(faulty.then_some(Step::Crash(index)));
         }
         let held = state.rows.values().any(|row| row.state.held);
         if held && quiet {
             steps.push(Step::Mend);
         }
-        let done = quiet && self.is_written(state) && state.rows.is_empty();
-        let may_pass = (quiet || self.pauses) && !done && !held;
+        let stands = state.workers.iter().flatten().any(state::Worker::stands);
+        let done = quiet && !stands && self.is_written(state) && state.rows.is_empty();
+        let may_pass = quiet && !done && !held;
         let next = state.next_moment();
         if may_pass && next <= self.limit && (next <= self.storm || self.is_written(state)) {
             steps.push(Step::Pass);
@@ -187,6 +213,7 @@ impl Model for Setup {
             Step::Answer(index, which) => state.answer(index, which, false),
             Step::Settle(index, which) => state.settle(index, which),
             Step::Pass => state.pass_time(),
+            Step::Stand(index, long) => state.stand(index, long),
             fault => {
                 state.faults -= 1;
                 match fault {
@@ -228,7 +255,8 @@ impl Model for Setup {
                 |_, state| state.late_row,
             ));
         }
-        if self.faults == 0 && !self.everybody_owns {
+        let one_at_a_time = self.pauses == 0 || self.workers == 1;
+        if self.faults == 0 && one_at_a_time && !self.everybody_owns {
             all.push(Property::<Self>::always("each message appears once", |_, state| {
                 let mut log = state.log.clone();
                 log.sort_unstable();
@@ -256,6 +284,20 @@ impl Model for Setup {
                 state.lost_answer
             }));
             all.push(Property::<Self>::sometimes("a worker crashes", |_, state| state.crashed));
+        }
+        if self.pauses > 0 {
+            all.push(Property::<Self>::sometimes(
+                "a worker goes on while its lane is still in its name",
+                |_, state| state.woke_with_its_lane,
+            ));
+        }
+        if self.pauses > 0 && self.workers > 1 {
+            all.push(Property::<Self>::sometimes(
+                "a worker goes on after its lane was taken",
+                |_, state| state.woke_without_its_lane,
+            ));
+        }
+        if self.faults > 0 || (self.pauses > 0 && self.workers > 1) {
             all.push(Property::<Self>::sometimes("a lane is taken over", |_, state| {
                 state.took_over
             }));

@@ -105,7 +105,7 @@ impl<W: Writer> Outbox<W> {
     ///
     /// [`AddErrorKind::Message`] when the message breaks a limit; [`AddErrorKind::NoTransaction`]
     /// when no transaction is open, which the server is asked; [`AddErrorKind::Store`] otherwise.
-    /// After a store error the caller must roll back.
+    /// After a store error, or if this future was dropped, the caller must roll back.
     pub async fn add(
         &self,
         transaction: &mut W::Transaction,

@@ -64,6 +64,9 @@ impl Secrets {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -78,5 +81,27 @@ mod tests {
         let properties = [("sasl.password", "abc"), ("ssl.key.pem", "abcdef"), ("client.id", "x")];
         let secrets = Secrets::of(properties.into_iter());
         assert_eq!(secrets.scrub("x: abcdef, abc"), "x: [redacted], [redacted]");
+    }
+
+    proptest! {
+        #[test]
+        fn no_secret_value_survives_scrubbing(
+            values in vec("[a-z0-9]{6,12}", 1..5),
+            pieces in vec((0_usize..5, "\\PC{0,6}"), 0..12),
+        ) {
+            // The mark itself is no secret.
+            prop_assume!(values.iter().all(|value| !REDACTED.contains(value.as_str())));
+            let pairs = values.iter().map(|value| ("sasl.password", value.as_str()));
+            let secrets = Secrets::of(pairs);
+            let mut text = String::new();
+            for (which, filler) in &pieces {
+                text += &values[which % values.len()];
+                text += filler;
+            }
+            let clean = secrets.scrub(&text).into_owned();
+            for value in &values {
+                prop_assert!(!clean.contains(value.as_str()), "{}: {}", value, clean);
+            }
+        }
     }
 }

@@ -8,8 +8,7 @@ use sqlx::{AssertSqlSafe, MySqlConnection, SqlSafeStr, SqlStr};
 
 use crate::error::store_error;
 use crate::schema::MySqlSchema;
-use crate::text::run;
-use crate::writer::CHECK;
+use crate::writer::require_transaction;
 
 /// Records which messages a consumer has accepted, in the transaction of their effects.
 ///
@@ -85,7 +84,7 @@ impl MySqlInbox {
         transaction: &mut MySqlConnection,
         id: MessageId,
     ) -> Result<bool, StoreError> {
-        run(transaction, CHECK.to_owned()).await?;
+        require_transaction(transaction, false).await?;
         let done = sqlx::query(self.accept.clone())
             .bind(self.consumer.as_bytes())
             .bind(&id.as_bytes()[..])

@@ -5,6 +5,8 @@ mod error;
 mod headers;
 mod inbox;
 mod insert;
+#[cfg(test)]
+mod properties;
 mod schema;
 mod store;
 mod tables;

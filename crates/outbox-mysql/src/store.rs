@@ -6,6 +6,8 @@ mod dead_letters;
 mod exposure;
 mod keep_leases;
 mod line;
+#[cfg(test)]
+mod properties;
 mod purge;
 mod release;
 mod row;

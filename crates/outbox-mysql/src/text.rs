@@ -90,19 +90,31 @@ impl Display for Hex<'_> {
     }
 }
 
-/// The bytes of a column, by ordinal and without a type check: in the text protocol every value is
-/// its bytes.
-pub(crate) fn bytes(row: &MySqlRow, column: usize) -> Result<Option<&[u8]>, StoreError> {
-    row.try_get_unchecked(column).map_err(store_error)
+/// A row of the text protocol: every value is its bytes, or null.
+pub(crate) trait Columns {
+    /// The bytes of a column, by ordinal.
+    fn bytes(&self, column: usize) -> Result<Option<&[u8]>, StoreError>;
+}
+
+impl Columns for MySqlRow {
+    fn bytes(&self, column: usize) -> Result<Option<&[u8]>, StoreError> {
+        // Unchecked: whatever the type of the column, its value is text.
+        self.try_get_unchecked(column).map_err(store_error)
+    }
+}
+
+/// The bytes of a column.
+pub(crate) fn bytes(row: &impl Columns, column: usize) -> Result<Option<&[u8]>, StoreError> {
+    row.bytes(column)
 }
 
 /// A whole number; null is 0.
-pub(crate) fn number(row: &MySqlRow, column: usize) -> Result<u64, StoreError> {
+pub(crate) fn number(row: &impl Columns, column: usize) -> Result<u64, StoreError> {
     Ok(signed(row, column)?.unwrap_or(0).try_into().unwrap_or(0))
 }
 
 /// A whole number that may be negative or null.
-pub(crate) fn signed(row: &MySqlRow, column: usize) -> Result<Option<i128>, StoreError> {
+pub(crate) fn signed(row: &impl Columns, column: usize) -> Result<Option<i128>, StoreError> {
     let Some(text) = bytes(row, column)? else { return Ok(None) };
     let (negative, digits) = match text {
         [b'-', digits @ ..] => (true, digits),
@@ -119,12 +131,12 @@ pub(crate) fn signed(row: &MySqlRow, column: usize) -> Result<Option<i128>, Stor
 }
 
 /// A number that fits `T`.
-pub(crate) fn fit<T: TryFrom<u64>>(row: &MySqlRow, column: usize) -> Result<T, StoreError> {
+pub(crate) fn fit<T: TryFrom<u64>>(row: &impl Columns, column: usize) -> Result<T, StoreError> {
     T::try_from(number(row, column)?).map_err(|_| StoreErrorKind::Other.into())
 }
 
 /// Exactly 16 bytes: a worker or a message id.
-pub(crate) fn id(row: &MySqlRow, column: usize) -> Result<[u8; 16], StoreError> {
+pub(crate) fn id(row: &impl Columns, column: usize) -> Result<[u8; 16], StoreError> {
     bytes(row, column)?.and_then(|b| b.try_into().ok()).ok_or_else(|| StoreErrorKind::Other.into())
 }
 

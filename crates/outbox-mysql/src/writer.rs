@@ -42,13 +42,36 @@ const STATEMENT_BYTES: usize = 4 << 20;
 
 /// Asks the server whether a transaction is open: without one RELEASE fails, because SAVEPOINT
 /// made nothing. What sqlx counts itself is wrong after a deadlock and after DDL.
-pub(crate) const CHECK: &str = "SAVEPOINT outbox_add; RELEASE SAVEPOINT outbox_add";
+const CHECK: &str = "SAVEPOINT outbox_add; RELEASE SAVEPOINT outbox_add";
+
+/// Fails unless a transaction is open; with a savepoint, if that is wanted, in the same packet.
+///
+/// Every statement must have answered. Where a call was dropped while sqlx prepared its statement,
+/// answers on that connection are out of step for good: the first one is that of something earlier,
+/// and would pass for a transaction that is not there.
+pub(crate) async fn require_transaction(
+    connection: &mut MySqlConnection,
+    savepoint: bool,
+) -> Result<(), StoreError> {
+    let (packet, statements) = match savepoint {
+        false => (CHECK.to_owned(), 2),
+        true => (format!("{CHECK}; SAVEPOINT outbox_add"), 3),
+    };
+    if run(connection, packet).await?.len() == statements {
+        return Ok(());
+    }
+    Err(StoreError::new(StoreErrorKind::Unavailable, "answers of the connection are out of step"))
+}
 
 /// Inserts messages through the application's own connection.
 ///
 /// Every call asks the server whether a transaction is open, which costs one round trip; values
 /// are bound, so that no payload appears in a statement's text, which sqlx logs. The savepoint
 /// name `outbox_add` is taken.
+///
+/// sqlx for MySQL is not safe to cancel: a call that is dropped, ours or yours, can leave its
+/// connection out of step with the server. Close such a connection. If it is used nevertheless,
+/// adding to it is refused.
 #[derive(Debug, Clone)]
 pub struct MySqlWriter {
     tables: Tables,
@@ -117,12 +140,12 @@ impl Writer for MySqlWriter {
     ) -> Result<(), StoreError> {
         let chunks = chunks(messages);
         if chunks.len() <= 1 {
-            run(transaction, CHECK.to_owned()).await?;
+            require_transaction(transaction, false).await?;
             return self.insert(transaction, &chunks).await;
         }
         // Several statements: a savepoint keeps them all or none, even if the caller goes on
         // after an error.
-        run(transaction, format!("{CHECK}; SAVEPOINT outbox_add")).await?;
+        require_transaction(transaction, true).await?;
         let inserted = self.insert(transaction, &chunks).await;
         let end = match inserted {
             Ok(()) => "RELEASE SAVEPOINT outbox_add",

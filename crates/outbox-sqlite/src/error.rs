@@ -96,6 +96,28 @@ mod tests {
     }
 
     #[test]
+    fn every_result_code_has_the_kind_that_was_decided_whatever_its_detail() {
+        use StoreErrorKind as K;
+        const DECIDED: [(K, &[i32]); 5] = [
+            (K::Conflict, &[5, 6]),
+            (K::Unavailable, &[7, 8, 9, 10, 13, 14, 15]),
+            (K::Denied, &[3, 23]),
+            (K::Invalid, &[18, 19, 20]),
+            (K::Unsupported, &[26]),
+        ];
+        for code in 0..=u16::MAX.into() {
+            let decided = DECIDED.iter().find(|(_, codes)| codes.contains(&(code & 0xff)));
+            let expected = decided.map_or(K::Other, |(kind, _)| *kind);
+            assert_eq!(kind_of(code, "words"), expected, "{code}");
+            let missing = if code & 0xff == 1 { K::Schema } else { expected };
+            assert_eq!(kind_of(code, "no such table: t"), missing, "{code}");
+        }
+        for code in [i32::MIN, -1, i32::MAX] {
+            assert_eq!(kind_of(code, "words"), K::Other, "{code}");
+        }
+    }
+
+    #[test]
     fn the_drivers_words_are_not_passed_on() {
         let words = "sqlite:///home/secret.db";
         for error in [

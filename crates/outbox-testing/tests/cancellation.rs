@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use outbox_core::broker::{Outcome, Outcomes, Outgoing};
 use outbox_core::delivery::{Delivery, Position, Receipt, RowId};
-use outbox_core::store::{Claim, Claimed, Delivered, KeepLeases, Page, Release, Settle, TakeOver};
+use outbox_core::store::{
+    Claim, Claimed, Delivered, KeepLeases, Page, Purge, Release, Settle, TakeOver,
+};
 use outbox_core::{Broker, Dispatcher, Lane, Lease, Message, MessageId, Store, WorkerId};
 use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
 
@@ -65,6 +67,8 @@ fn slow(store: &MemoryStore, faults: [StoreFault; 2]) -> FaultyStore<MemoryStore
         StoreMethod::Claim,
         StoreMethod::Settle,
         StoreMethod::Release,
+        StoreMethod::Purge,
+        StoreMethod::Backlog,
     ];
     for method in methods {
         for _ in 0..20 {
@@ -76,6 +80,26 @@ fn slow(store: &MemoryStore, faults: [StoreFault; 2]) -> FaultyStore<MemoryStore
 
 #[tokio::test(start_paused = true)]
 async fn a_dispatcher_dropped_anywhere_loses_nothing_and_keeps_the_order() {
+    drop_a_dispatcher_anywhere().await;
+}
+
+/// What a dispatcher must not do before it knows better, these do: dropped there, they lose.
+#[cfg(outbox_seeded_bug)]
+#[test]
+fn dispatchers_that_take_things_for_granted_lose_messages_when_they_are_dropped() {
+    for bug in ["settled-before-the-answer", "no-gate"] {
+        outbox_core::seeded::choose(Some(bug));
+        let found = std::panic::catch_unwind(|| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+            runtime.block_on(drop_a_dispatcher_anywhere());
+        });
+        outbox_core::seeded::choose(None);
+        assert!(found.is_err(), "{bug} was not found");
+    }
+}
+
+async fn drop_a_dispatcher_anywhere() {
     let mut dropped = 0;
     for polls in 1.. {
         let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
@@ -145,11 +169,17 @@ async fn calls_to_a_store_that_are_dropped_anywhere_can_be_repeated() {
         let rows = store.claim(claim()).await.unwrap().rows;
         assert_eq!(rows.len(), ids.len(), "a claim changes nothing");
 
+        drop_after(polls, store.backlog()).await;
+        assert_eq!(store.backlog().await.unwrap().pending, 4);
+
         let delivered: Vec<Delivered> = rows.iter().map(settled).collect();
         drop_after(polls, store.settle(Settle::new(&delivered[..2], &[]))).await;
         store.settle(Settle::new(&delivered[..2], &[])).await.unwrap();
         let pending: Vec<MessageId> = memory.pending().iter().map(Message::id).collect();
         assert_eq!(pending, ids[2..], "the two are gone, the others are not");
+        drop_after(polls, store.purge(Purge::new(Duration::ZERO, 10))).await;
+        store.purge(Purge::new(Duration::ZERO, 10)).await.unwrap();
+        assert_eq!(memory.pending().len(), 2, "what waits is never purged");
 
         drop_after(polls, store.release(Release::new(me, &leases).leaving())).await;
         store.release(Release::new(me, &leases).leaving()).await.unwrap();

@@ -12,6 +12,7 @@ fn the_macros_emit_every_case() {
         (STORE, include_str!("../src/conformance/store/settling.rs")),
         (STORE, include_str!("../src/conformance/store/purging.rs")),
         (STORE, include_str!("../src/conformance/store/dead_letters.rs")),
+        (STORE, include_str!("../src/conformance/store/reference.rs")),
         (BROKER, include_str!("../src/conformance/broker/answering.rs")),
         (BROKER, include_str!("../src/conformance/broker/recording.rs")),
     ];

@@ -20,8 +20,8 @@ use outbox_core::{
 };
 use outbox_testing::conformance::broker::{BrokerFixture, answering, recording};
 use outbox_testing::conformance::store::{
-    DeadLettersFixture, StoreFixture, claiming, dead_letters, leasing, purging, settling,
-    visibility,
+    DeadLettersFixture, StoreFixture, claiming, dead_letters, leasing, purging, reference,
+    settling, visibility,
 };
 use outbox_testing::{
     MemoryBroker, MemoryConnection, MemoryStore, MemoryTransaction, MemoryWriter, Published,
@@ -162,6 +162,20 @@ fn verbs_that_do_something_else_are_found() {
         Bug::RetriesOneOfAnId,
         dead_letters::a_verb_changes_every_message_of_an_id::<Mutant>,
     );
+}
+
+#[test]
+fn stores_that_drift_from_the_one_in_memory_are_found() {
+    for bug in [
+        Bug::DeletesByPositionOnly,
+        Bug::IgnoresTheEpoch,
+        Bug::TellsNoRefusals,
+        Bug::LosesDeadRows,
+        Bug::TakesLeasedLanes,
+        Bug::RetriesHeldRowsLast,
+    ] {
+        assert_finds(bug, reference::any_steps_leave_what_they_leave_in_memory::<Mutant>);
+    }
 }
 
 #[test]

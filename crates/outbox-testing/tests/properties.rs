@@ -96,6 +96,9 @@ proptest! {
         prop_assert!(shown.len() <= Failure::MAX_BYTES);
         prop_assert!(shown.starts_with("destination: "));
         prop_assert!(shown.chars().all(|c| !c.is_control()));
+        let text = shown.strip_prefix("destination: ").expect("its class");
+        let again = Failure::new("destination", text).to_string();
+        prop_assert_eq!(again, shown, "what is clean stays as it is");
     }
 
     #[test]

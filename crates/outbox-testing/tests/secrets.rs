@@ -5,9 +5,11 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use metrics_util::debugging::DebuggingRecorder;
 use outbox_core::broker::PublishErrorKind;
 use outbox_core::delivery::{Delivery, Failure, Position};
 use outbox_core::message::Limits;
+use outbox_core::metrics::MetricsObserver;
 use outbox_core::observe::{Event, Observer};
 use outbox_core::retry::{OnDeath, RetryPolicy, TopicPolicy};
 use outbox_core::store::StoreErrorKind;
@@ -87,6 +89,9 @@ async fn a_dispatcher_in_every_kind_of_trouble_shows_no_content() {
         .with_writer(move || writer.clone())
         .finish();
     let _log = tracing::subscriber::set_default(subscriber);
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _export = metrics::set_default_local_recorder(&recorder);
 
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
     broker.remove_topic("late");
@@ -122,16 +127,27 @@ async fn a_dispatcher_in_every_kind_of_trouble_shows_no_content() {
     let builder = Dispatcher::builder(faulty, broker.clone())
         .retry(retry.max_attempts(2))
         .topic("skipping", TopicPolicy::new().on_death(OnDeath::Skip))
-        .observer(shown.clone());
+        .observer(shown.clone())
+        .observer(MetricsObserver::new(["orders"]));
     shown.show(&builder);
     let dispatcher = builder.build().unwrap();
     let handle = dispatcher.handle();
     let end = tokio::time::sleep(Duration::from_secs(600));
     let summary = dispatcher.run(end).await.unwrap();
     shown.show((&summary, handle.status(), &store, &broker));
+    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+        shown.show((key.key(), value));
+    }
 
     let text = shown.text();
-    for word in ["message is held", "message is dead", "store failed", "PublishFailed"] {
+    for word in [
+        "message is held",
+        "message is dead",
+        "store failed",
+        "PublishFailed",
+        "outbox_publish_failures_total",
+        "outbox_held_messages",
+    ] {
         assert!(text.contains(word), "{word:?} was not exercised");
     }
     assert_clean(&shown);

@@ -12,12 +12,16 @@ use outbox_core::machine::{
     Action, ClaimOrder, Input, KeepOrder, Machine, Settings, SettleOrder, Time,
 };
 use outbox_core::store::{
-    Backlog, ClaimReply, Claimed, KeepLeases, Release, Settled, Standing, StoreErrorKind,
-    StoreProfile, Swept, Watched,
+    Backlog, ClaimReply, Claimed, KeepLeases, LaneRecord, Release, Settled, Standing,
+    StoreErrorKind, StoreProfile, Swept, Watched,
 };
 use outbox_core::{Delivery, Lane, LeaseTable, Message, MessageId, Position, WorkerId};
 
-use super::Setup;
+use super::{Setup, Step};
+
+/// How long a worker stands still: just past its lease, and past the time at which another one takes
+/// its lane.
+pub(super) const PAUSES: [Duration; 2] = [Duration::from_secs(46), Duration::from_secs(120)];
 
 pub(super) const TOPIC: &str = "orders";
 const LANE: Lane = Lane(0);
@@ -40,10 +44,13 @@ pub struct State {
     pub(super) poison: Option<Name>,
     pub(super) workers: Vec<Option<Worker>>,
     pub(super) faults: u8,
+    pub(super) pauses: u8,
     pub(super) crashed: bool,
     pub(super) lost_answer: bool,
     pub(super) took_over: bool,
     pub(super) late_row: bool,
+    pub(super) woke_with_its_lane: bool,
+    pub(super) woke_without_its_lane: bool,
     /// What must never be.
     pub(super) wrong: BTreeSet<&'static str>,
 }
@@ -66,6 +73,8 @@ pub(super) struct Worker {
     pub(super) answers: Vec<(Send, Verdict)>,
     pub(super) settles: Vec<(u64, Arc<SettleOrder>, Option<Settled>)>,
     acknowledged: BTreeSet<Name>,
+    /// It stands still until then.
+    stands_until: Option<Time>,
 }
 
 /// A claim has two snapshots, then an answer.
@@ -105,10 +114,13 @@ impl State {
             poison: setup.poison,
             workers: vec![None; setup.workers],
             faults: setup.faults,
+            pauses: setup.pauses,
             crashed: false,
             lost_answer: false,
             took_over: false,
             late_row: false,
+            woke_with_its_lane: false,
+            woke_without_its_lane: false,
             wrong: BTreeSet::new(),
         };
         for index in 0..setup.workers {
@@ -142,6 +154,7 @@ impl State {
             answers: Vec::new(),
             settles: Vec::new(),
             acknowledged: BTreeSet::new(),
+            stands_until: None,
         });
         self.act(index);
     }
@@ -189,22 +202,47 @@ impl State {
         }
     }
 
-    /// Time passes to the next moment at which a machine wants something.
+    pub(super) fn stand(&mut self, index: usize, long: Duration) {
+        self.pauses -= 1;
+        let until = self.now + long;
+        self.with(index, |worker| worker.stands_until = Some(until));
+    }
+
+    /// Time passes to the next moment at which a machine wants something, or a worker goes on.
     pub(super) fn next_moment(&self) -> Time {
-        let moments = self.workers.iter().flatten().map(|w| w.machine.wake_at(self.now));
+        let moments =
+            self.workers.iter().flatten().map(|worker| {
+                worker.stands_until.unwrap_or_else(|| worker.machine.wake_at(self.now))
+            });
         moments.min().unwrap_or(self.now)
     }
 
     pub(super) fn pass_time(&mut self) {
         self.now = self.next_moment();
         for index in 0..self.workers.len() {
+            self.wake(index);
             self.act(index);
+        }
+    }
+
+    /// A worker that has stood still for long enough goes on.
+    fn wake(&mut self, index: usize) {
+        let Some(worker) = &mut self.workers[index] else { return };
+        if worker.stands_until.is_some_and(|until| until <= self.now) {
+            worker.stands_until = None;
+            let me = worker.me;
+            let in_its_name = self.lane(index).owner == Some(me);
+            self.woke_with_its_lane |= in_its_name;
+            self.woke_without_its_lane |= !in_its_name;
         }
     }
 
     fn act(&mut self, index: usize) {
         loop {
             let Some(worker) = &mut self.workers[index] else { return };
+            if worker.stands() {
+                return;
+            }
             let Some(action) = worker.machine.poll(self.now) else { break };
             self.perform(index, action);
         }
@@ -252,7 +290,11 @@ impl State {
     }
 
     fn publish(&mut self, index: usize, batch: u64, all: &[(Delivery, Time)]) {
+        let lane = self.lane(index);
         let Some(worker) = &mut self.workers[index] else { return };
+        if lane.owner != Some(worker.me) || lane.expired {
+            self.wrong.insert("a worker sent what is not its own");
+        }
         for (index, (delivery, _)) in all.iter().enumerate() {
             let name = name_of(delivery.message.id());
             if worker.acknowledged.contains(&name) {
@@ -270,6 +312,13 @@ impl State {
     fn table(&mut self, index: usize) -> &mut LeaseTable {
         let index = index % self.leases.len();
         &mut self.leases[index]
+    }
+
+    /// How the lane stands, as a stranger would see it.
+    fn lane(&self, index: usize) -> LaneRecord {
+        let mut table = self.leases[index % self.leases.len()].clone();
+        let stranger = KeepLeases::new(WorkerId::from_bytes([u8::MAX; 16]), Duration::ZERO);
+        table.keep(&stranger, self.now).lanes.remove(0)
     }
 
     fn keep(&mut self, index: usize, order: &KeepOrder) -> Option<Standing> {
@@ -460,7 +509,8 @@ impl Hash for State {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.now, self.next_id, self.faults, &self.written, &self.log).hash(state);
         (&self.committed, self.poison, self.crashed, self.lost_answer).hash(state);
-        (self.took_over, self.late_row, &self.wrong).hash(state);
+        (self.took_over, self.late_row, &self.wrong, self.pauses).hash(state);
+        (self.woke_with_its_lane, self.woke_without_its_lane).hash(state);
         for table in &self.leases {
             table.encode().hash(state);
         }
@@ -475,12 +525,27 @@ impl Hash for State {
 }
 
 impl Worker {
+    pub(super) fn stands(&self) -> bool {
+        self.stands_until.is_some()
+    }
+
+    /// What happens to a worker's own though it stands still: whatever does not need it to listen.
+    pub(super) fn goes_on_without_it(&self, index: usize, steps: &mut Vec<Step>) {
+        if self.claim.as_ref().is_some_and(|reading| !reading.both) {
+            steps.push(Step::Read(index));
+        }
+        steps.extend((0..self.sends.len()).map(|which| Step::Decide(index, which)));
+        for (which, (_, _, done)) in self.settles.iter().enumerate() {
+            steps.extend(done.is_none().then_some(Step::Settle(index, which)));
+        }
+    }
+
     fn fingerprint(&self) -> impl Hash {
         // The orders that are out are the machine's own, and part of its fingerprint.
         let reading = self.claim.as_ref().map(|reading| (&reading.reply, reading.both));
         let settles: Vec<_> = self.settles.iter().map(|(number, _, done)| (number, done)).collect();
         let known: Vec<Name> = self.acknowledged.iter().copied().collect();
-        let open = format!("{reading:?}{settles:?}");
+        let open = format!("{reading:?}{settles:?}{:?}", self.stands_until);
         (self.machine.fingerprint(), open, self.sends.clone(), self.answers.clone(), known)
     }
 }

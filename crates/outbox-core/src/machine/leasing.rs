@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Time;
 use crate::delivery::{Lane, Lease, WorkerId};
 use crate::seeded::seeded;
-use crate::store::{LaneRecord, Standing, TakeOver};
+use crate::store::{LaneRecord, Standing, TakeOver, WorkerRecord};
 
 #[derive(Debug, Clone)]
 pub(super) struct Leases {
@@ -245,22 +245,26 @@ impl Leases {
     }
 
     fn somebody_is_below(&self, floor: usize) -> bool {
-        self.standing.workers.iter().any(|worker| {
-            let owned = |lane: &&LaneRecord| lane.owner == Some(worker.worker);
-            worker.worker != self.me
-                && worker.healthy
-                && worker.seen < self.ttl
-                && self.standing.lanes.iter().filter(owned).count() < floor
-        })
+        self.standing
+            .workers
+            .iter()
+            .any(|worker| self.is_peer(worker) && self.lanes_of(worker.worker) < floor)
     }
 
     /// Live healthy workers; `with_me` counts us whatever the store says.
     fn live_healthy(&self, with_me: bool) -> usize {
-        let others =
-            self.standing.workers.iter().filter(|worker| {
-                worker.worker != self.me && worker.healthy && worker.seen < self.ttl
-            });
+        let others = self.standing.workers.iter().filter(|worker| self.is_peer(worker));
         others.count() + usize::from(with_me)
+    }
+
+    /// Whether it is another worker that lives and can do its work, with lanes or without.
+    fn is_peer(&self, worker: &WorkerRecord) -> bool {
+        let visible = !seeded!("idle-workers-are-invisible") || self.lanes_of(worker.worker) > 0;
+        visible && worker.worker != self.me && worker.healthy && worker.seen < self.ttl
+    }
+
+    fn lanes_of(&self, worker: WorkerId) -> usize {
+        self.standing.lanes.iter().filter(|lane| lane.owner == Some(worker)).count()
     }
 
     /// Whose expired or live lanes we are waiting for, and for how long they stood unchanged.

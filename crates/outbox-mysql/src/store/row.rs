@@ -6,10 +6,9 @@ use outbox_core::Message;
 use outbox_core::delivery::{Delivery, Failure, Lane, Position, RowId, RowState};
 use outbox_core::message::MessageId;
 use outbox_core::store::{Claimed, StoreError, StoreErrorKind, Swept, Unreadable};
-use sqlx::mysql::MySqlRow;
 
 use crate::headers;
-use crate::text::{bytes, fit, id, number, signed};
+use crate::text::{Columns, bytes, fit, id, number, signed};
 
 /// The class of the failure of a row that holds no valid message.
 const UNREADABLE: &str = "unreadable";
@@ -38,7 +37,7 @@ pub(super) fn state(alias: &str) -> String {
     )
 }
 
-pub(super) fn read_state(row: &MySqlRow, column: usize) -> Result<RowState, StoreError> {
+pub(super) fn read_state(row: &impl Columns, column: usize) -> Result<RowState, StoreError> {
     let Some(recorded) = bytes(row, column)? else { return Ok(RowState::new(0, 0)) };
     parse_state(recorded).ok_or_else(|| StoreErrorKind::Other.into())
 }
@@ -79,12 +78,12 @@ pub(super) fn columns(alias: &str, limit: Option<usize>) -> String {
 }
 
 /// A place: id, lane and size, as the first, second and third column.
-pub(super) fn read_swept(row: &MySqlRow) -> Result<Swept, StoreError> {
+pub(super) fn read_swept(row: &impl Columns) -> Result<Swept, StoreError> {
     Ok(Swept::new(Position(number(row, 0)?), Lane(fit(row, 1)?), fit(row, 2)?))
 }
 
 /// A whole row, whose columns begin at `first`.
-pub(super) fn read(row: &MySqlRow, first: usize) -> Result<Claimed, StoreError> {
+pub(super) fn read(row: &impl Columns, first: usize) -> Result<Claimed, StoreError> {
     let position = Position(number(row, first)?);
     let lane = Lane(fit(row, first + 1)?);
     if bytes(row, first + 2)?.is_some() {
@@ -109,7 +108,7 @@ pub(super) fn read(row: &MySqlRow, first: usize) -> Result<Claimed, StoreError> 
 
 /// The message in the six columns from `first` on: message id, topic, key, partition, headers,
 /// payload. Otherwise, what is wrong with it.
-pub(crate) fn read_message(row: &MySqlRow, first: usize) -> Result<Message, &'static str> {
+pub(crate) fn read_message(row: &impl Columns, first: usize) -> Result<Message, &'static str> {
     let column = |offset| bytes(row, first + offset).map_err(|_| "column is missing");
     let message_id = id(row, first).map_err(|_| "message id is not 16 bytes")?;
     let topic = column(1)?.and_then(|topic| std::str::from_utf8(topic).ok());

@@ -1,8 +1,10 @@
 //! The SQLite writer and store on a file in a folder of each test's own.
 
 mod adding;
+mod cancellation;
 mod conformance;
 mod inbox;
+mod properties;
 mod storing;
 
 use anyhow::Result;

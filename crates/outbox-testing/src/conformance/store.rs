@@ -4,6 +4,7 @@ pub mod claiming;
 pub mod dead_letters;
 pub mod leasing;
 pub mod purging;
+pub mod reference;
 pub mod settling;
 mod stage;
 pub mod visibility;
@@ -167,6 +168,9 @@ macro_rules! dead_letters_conformance {
             a_verb_changes_every_message_of_an_id,
             discarded_messages_are_gone,
             an_unreadable_row_can_be_operated_on,
+        } }
+        $crate::__conformance! { $fixture, store::reference {
+            any_steps_leave_what_they_leave_in_memory,
         } }
     };
 }

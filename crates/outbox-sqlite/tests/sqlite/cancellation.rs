@@ -1,0 +1,260 @@
+//! Every future is dropped at every point at which it waits: the pool, the tables and the
+//! transaction stay intact.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use outbox_core::dead_letters::DeadLetterQuery;
+use outbox_core::delivery::{Failure, Lease, Receipt, Settlement, WorkerId};
+use outbox_core::store::{Delivered, Failed, KeepLeases, Purge, Settle, StoreError, TakeOver};
+use outbox_core::{DeadLetters, MessageId};
+use outbox_sqlite::SqliteInbox;
+use outbox_sqlite::sqlx::SqlitePool;
+use outbox_sqlite::sqlx::sqlite::SqlitePoolOptions;
+
+use super::*;
+
+/// Long for what waits for nothing. What hangs has lost a connection or a permit.
+const SOON: Duration = Duration::from_secs(60);
+
+/// The answer, if the future gives it within `polls` polls; otherwise it is dropped where it waits.
+async fn drop_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(move |context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        match future.as_mut().poll(context) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            // The last one: nobody will wake us for what is dropped.
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(SOON, future).await.expect("a connection or a permit was lost")
+}
+
+/// A pool of one connection: whoever leaks it stops everybody.
+async fn pool(lab: &Lab) -> Result<SqlitePool> {
+    let options = lab.options.clone().busy_timeout(Duration::from_secs(30));
+    Ok(SqlitePoolOptions::new().max_connections(1).connect_with(options).await?)
+}
+
+/// Fails if the pool lacks a connection, or one has a transaction open.
+async fn is_intact(pool: &SqlitePool) -> Result<()> {
+    let mut connection = soon(pool.acquire()).await?;
+    run(&mut connection, "BEGIN IMMEDIATE").await?;
+    run(&mut connection, "ROLLBACK").await?;
+    assert_eq!(pool.size(), 1);
+    Ok(())
+}
+
+/// Four held messages, each of a key of its own.
+async fn hold_four(lab: &Lab) -> Result<Vec<MessageId>> {
+    lab.add(["a", "b", "c", "d"].map(message).to_vec()).await?;
+    let request = KeepLeases::new(WorkerId::generate(), Duration::from_secs(60));
+    let standing = lab.store.keep_leases(request).await?;
+    let take: Vec<TakeOver> = standing.lanes.iter().map(TakeOver::of).collect();
+    let standing = lab.store.keep_leases(request.take(&take)).await?;
+    let lease = Lease::new(standing.lanes[0].lane, standing.lanes[0].epoch);
+    let rows = deliveries(lab.page().await?);
+    let held = |row: &Delivery| {
+        let failure = Failure::new("rejected", "why");
+        Failed::new(id_of(row), lease, row.state, 1, Settlement::Held, failure)
+    };
+    let failed: Vec<Failed> = rows.iter().map(held).collect();
+    assert_eq!(lab.store.settle(Settle::new(&[], &failed)).await?.refused, []);
+    Ok(rows.iter().map(|row| row.message.id()).collect())
+}
+
+#[tokio::test]
+async fn an_add_dropped_anywhere_leaves_a_transaction_that_rolls_back() -> Result<()> {
+    let lab = Lab::new().await?;
+    let pool = pool(&lab).await?;
+    let mut dropped = 0;
+    // One message is one statement; three hundred are six and a savepoint.
+    for count in [1, 300] {
+        for polls in 1.. {
+            let mut tx = soon(pool.begin_with("BEGIN IMMEDIATE")).await?;
+            let messages = (0..count).map(|n| message(&n.to_string()));
+            let added = drop_after(polls, lab.outbox.add_all(&mut tx, messages)).await;
+            drop(tx);
+            is_intact(&pool).await?;
+            assert_eq!(lab.pending().await?, []);
+            if let Some(added) = added {
+                assert_eq!(added?.len(), count);
+                break;
+            }
+            dropped += 1;
+        }
+    }
+    println!("dropped at {dropped} points");
+    assert!(dropped > 0, "it never waited");
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_add_dropped_anywhere_leaves_a_transaction_that_can_go_on() -> Result<()> {
+    let lab = Lab::new().await?;
+    let pool = pool(&lab).await?;
+    for polls in 1.. {
+        let mut tx = soon(pool.begin_with("BEGIN IMMEDIATE")).await?;
+        let first = drop_after(polls, lab.outbox.add(&mut tx, message("first"))).await;
+        let second = soon(lab.outbox.add(&mut tx, message("second"))).await?;
+        tx.commit().await?;
+        let pending: Vec<MessageId> = lab.pending().await?.iter().map(Message::id).collect();
+        assert_eq!(pending.last(), Some(&second));
+        assert!(pending.len() <= 2, "{pending:?}");
+        run(&mut *pool.acquire().await?, "DELETE FROM outbox").await?;
+        if let Some(first) = first {
+            assert_eq!(pending, [first?, second]);
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_accept_dropped_anywhere_leaves_the_message_new_or_accepted() -> Result<()> {
+    let lab = Lab::new().await?;
+    let pool = pool(&lab).await?;
+    let inbox = SqliteInbox::new(&lab.schema, "billing")?;
+    for commits in [false, true] {
+        for polls in 1.. {
+            let id = MessageId::generate();
+            let mut tx = soon(pool.begin_with("BEGIN IMMEDIATE")).await?;
+            let accepted = drop_after(polls, inbox.accept(&mut tx, id)).await;
+            if commits {
+                tx.commit().await?
+            } else {
+                drop(tx)
+            }
+            is_intact(&pool).await?;
+            let mut connection = lab.connect().await?;
+            let recorded = number(&mut connection, "SELECT COUNT(*) FROM outbox_inbox").await?;
+            let mut tx = soon(pool.begin_with("BEGIN IMMEDIATE")).await?;
+            assert_eq!(inbox.accept(&mut tx, id).await?, recorded == 0);
+            tx.rollback().await?;
+            assert!(recorded == 0 || commits, "it was rolled back");
+            run(&mut connection, "DELETE FROM outbox_inbox").await?;
+            if let Some(accepted) = accepted {
+                assert!(accepted?);
+                assert_eq!(recorded, i64::from(commits));
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_purge_dropped_anywhere_takes_a_batch_or_nothing() -> Result<()> {
+    let lab = Lab::new().await?;
+    let mut connection = lab.connect().await?;
+    for polls in 1.. {
+        lab.add((0..5).map(|n| message(&n.to_string())).collect()).await?;
+        let rows = deliveries(lab.page().await?);
+        let rows: Vec<_> =
+            rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
+        lab.store.settle(Settle::new(&rows, &[]).archive(true)).await?;
+        lab.add(vec![message("waits")]).await?;
+        run(&mut connection, "UPDATE outbox_delivered SET delivered_at = delivered_at - 1000000")
+            .await?;
+        let purge = Purge::new(Duration::ZERO, 100);
+        let purged = drop_after(polls, lab.store.purge(purge)).await;
+        let left = number(&mut connection, "SELECT COUNT(*) FROM outbox_delivered").await?;
+        assert!([0, 5].contains(&left), "{left} of 5 are left");
+        soon(lab.store.purge(purge)).await?;
+        assert_eq!(number(&mut connection, "SELECT COUNT(*) FROM outbox_delivered").await?, 0);
+        assert_eq!(lab.pending().await?.len(), 1, "what waits is never purged");
+        run(&mut connection, "DELETE FROM outbox").await?;
+        if let Some(purged) = purged {
+            assert_eq!(purged?, 5);
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_look_at_the_backlog_or_the_dead_dropped_anywhere_loses_no_connection() -> Result<()> {
+    let lab = Lab::new().await?;
+    let ids = hold_four(&lab).await?;
+    let mut done = false;
+    for polls in 1.. {
+        if done {
+            break;
+        }
+        let query = DeadLetterQuery::new();
+        let ends = [
+            drop_after(polls, lab.store.backlog()).await.is_some(),
+            drop_after(polls, DeadLetters::list(&lab.store, &query)).await.is_some(),
+            drop_after(polls, DeadLetters::get(&lab.store, ids[0])).await.is_some(),
+        ];
+        done = ends.iter().all(|ended| *ended);
+        assert_eq!(soon(lab.store.backlog()).await?.held, 4);
+        assert_eq!(soon(DeadLetters::list(&lab.store, &query)).await?.len(), 4);
+    }
+    Ok(())
+}
+
+/// A verb of the operator, and where each message may be after it: in the outbox, among the dead.
+#[derive(Debug, Clone, Copy)]
+enum Verb {
+    Retry,
+    Skip,
+    Discard,
+}
+
+impl Verb {
+    async fn apply(self, store: &SqliteStore, ids: &[MessageId]) -> Result<u64, StoreError> {
+        match self {
+            Self::Retry => DeadLetters::retry(store, ids).await,
+            Self::Skip => DeadLetters::skip(store, ids).await,
+            Self::Discard => DeadLetters::discard(store, ids).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_operators_verb_dropped_anywhere_has_changed_each_message_wholly_or_not_at_all()
+-> Result<()> {
+    for verb in [Verb::Retry, Verb::Skip, Verb::Discard] {
+        let lab = Lab::new().await?;
+        let mut connection = lab.connect().await?;
+        for polls in 1.. {
+            let ids = hold_four(&lab).await?;
+            let changed = drop_after(polls, verb.apply(&lab.store, &ids)).await;
+            let held = "SELECT COUNT(*) FROM outbox WHERE held_at IS NOT NULL";
+            let released = "SELECT COUNT(*) FROM outbox WHERE held_at IS NULL AND revision > 0";
+            // One snapshot: what was dropped may still be at work.
+            run(&mut connection, "BEGIN").await?;
+            let held = number(&mut connection, held).await?;
+            let released = number(&mut connection, released).await?;
+            let dead = number(&mut connection, "SELECT COUNT(*) FROM outbox_dead").await?;
+            run(&mut connection, "COMMIT").await?;
+            match verb {
+                Verb::Retry => assert_eq!((held + released, dead), (4, 0)),
+                Verb::Skip => assert_eq!((held + dead, released), (4, 0)),
+                Verb::Discard => assert_eq!((released, dead), (0, 0)),
+            }
+            soon(verb.apply(&lab.store, &ids)).await?;
+            let left = DeadLetterQuery::new().place(outbox_core::dead_letters::Place::Held);
+            assert_eq!(DeadLetters::list(&lab.store, &left).await?.len(), 0, "{verb:?}");
+            run(&mut connection, "DELETE FROM outbox; DELETE FROM outbox_dead").await?;
+            if let Some(changed) = changed {
+                assert_eq!(changed?, 4);
+                break;
+            }
+        }
+    }
+    Ok(())
+}
