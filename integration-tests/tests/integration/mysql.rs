@@ -1,6 +1,7 @@
 //! The MySQL writer and store on real servers, on both of them.
 
 mod adding;
+mod cancelled;
 mod claiming;
 mod client;
 mod conformance;
@@ -14,6 +15,7 @@ mod leasing;
 mod neighbour;
 mod plans;
 mod refusing;
+mod secrets;
 mod sessions;
 mod settling;
 mod traffic;
