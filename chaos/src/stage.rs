@@ -31,8 +31,9 @@ use crate::{
     writer::variable,
 };
 
-/// Rows that a relay may have in flight: what a fault may repeat.
-pub(crate) const WINDOW: usize = 200;
+/// Rows that a relay may have in flight: what a fault may repeat. Enough that what waits for one
+/// broker does not keep all others waiting.
+pub(crate) const WINDOW: usize = 1_000;
 
 /// Accounts that a read-only database refuses. Without passwords, so that a proxy can read what
 /// travels: over an open wire, MySQL takes one only from clients with an RSA implementation.
