@@ -19,6 +19,9 @@ pub(crate) struct Options {
     /// Mean time from one fault to the next.
     pub(crate) every: Duration,
     pub(crate) cast: Cast,
+    /// Rows that a relay may have in flight: what a fault may repeat. With few, what waits for one
+    /// broker keeps all others waiting; with many, the bound of duplicates says little.
+    pub(crate) window: usize,
     /// Where a run keeps its histories, in a folder of its own.
     pub(crate) keep: PathBuf,
     /// Where the report goes, if one is wanted.
@@ -36,6 +39,7 @@ impl Options {
             rate: 1_500.0,
             every: Duration::from_secs(4),
             cast: Cast { writers: 4, relays: 2, brokers: 3 },
+            window: 500,
             keep: std::env::temp_dir().join("outbox-chaos"),
             report: None,
             bug: None,
@@ -59,6 +63,7 @@ impl Options {
             "--every" => self.every = duration(value)?,
             "--writers" => self.cast.writers = some(value)?,
             "--relays" => self.cast.relays = some(value)?,
+            "--window" => self.window = some(value)?,
             "--keep" => self.keep = value.into(),
             "--bug" => self.bug = Some(value.into()),
             "--report" => self.report = Some(value.into()),
@@ -72,7 +77,7 @@ impl Options {
         let bug = self.bug.as_ref().map(|bug| format!(" --bug {bug}")).unwrap_or_default();
         format!(
             "cargo xtask chaos --for {}s --seed {} --engine {} --rate {} --every {}s --writers {} \
-             --relays {}{bug}",
+             --relays {} --window {}{bug}",
             self.length.as_secs_f64(),
             self.seed,
             self.engine,
@@ -80,6 +85,7 @@ impl Options {
             self.every.as_secs_f64(),
             self.cast.writers,
             self.cast.relays,
+            self.window,
         )
     }
 }
@@ -117,7 +123,7 @@ mod tests {
     #[test]
     fn the_command_that_repeats_a_run_is_understood() {
         let options = parse(
-            "--for 40m --seed 7 --engine mysql --rate 20.5 --every 1.5s --relays 3 --bug no-gate",
+            "--for 40m --seed 7 --engine mysql --rate 20.5 --every 1.5s --relays 3 --window 9 --bug no-gate",
         )
         .unwrap();
         assert_eq!(options.length, Duration::from_secs(2_400));

@@ -23,7 +23,7 @@ use crate::{
     options::Options,
     report::{self, Tally},
     schedule::schedule,
-    stage::{self, Stage, WINDOW},
+    stage::{self, Stage},
     topic::PARTITIONS,
 };
 
@@ -42,9 +42,8 @@ const DRAINS: Duration = Duration::from_secs(180);
 ///
 /// When the run could not be made: a server cannot be had or does not come back.
 pub(crate) async fn run(options: &Options) -> Result<bool> {
-    let Options { length, seed, engine, rate, every, cast, .. } = *options;
-    let bug = options.bug.as_deref();
-    bug.map_or(Ok(()), bug::choose)?;
+    let Options { length, seed, engine, every, cast, .. } = *options;
+    options.bug.as_deref().map_or(Ok(()), bug::choose)?;
     let faults = schedule(seed, length, every, cast);
     println!("chaos: {}", options.command());
     print!("{}", listed(&faults));
@@ -52,7 +51,7 @@ pub(crate) async fn run(options: &Options) -> Result<bool> {
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     fs::write(folder.join("schedule"), listed(&faults))?;
     println!("chaos: {} faults; starting the servers", faults.len());
-    let stage = Stage::set(engine, cast, rate, seed, bug, &folder).await?;
+    let stage = Stage::set(options, &folder).await?;
     let show = Show { stage: Arc::new(stage), folder, began: Instant::now() };
     let played = show.play(options, faults).await;
     let (findings, tally) = match played {
@@ -132,7 +131,7 @@ impl Show {
             beside: self.rest_of(beside, &stage.beside).await?,
             beside_created: stage.beside_created.load(Ordering::Relaxed),
             faults: self.befallen(&tried),
-            excuses: self.excuses(&tried),
+            excuses: self.excuses(options.window, &tried),
             left,
             blamed,
             fell: stage.programs().map(|program| program.fell()).sum(),
@@ -243,11 +242,11 @@ impl Show {
         befallen.collect()
     }
 
-    fn excuses(&self, tried: &[Tried]) -> Excuses {
+    fn excuses(&self, window: usize, tried: &[Tried]) -> Excuses {
         let happened = tried.iter().filter(|(_, times)| times.is_some());
         let count = |beginning| self.stage.relays.iter().map(|it| it.count(beginning)).sum();
         Excuses {
-            window: WINDOW,
+            window,
             faults: happened.map(|(kind, _)| kind.relays_struck(self.stage.cast)).sum(),
             leases_lost: count("lost"),
             ambiguous: count("publish failed: outcome is unknown"),

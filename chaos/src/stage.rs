@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use integration_tests::{
     Server,
-    database::{Database, Engine, Options, PrivateDatabase},
+    database::{Database, Engine, Options as Settings, PrivateDatabase},
     kafka::{KafkaCluster, Nodes},
     names,
     process::Process,
@@ -26,14 +26,11 @@ use crate::{
     bug,
     entry::{BESIDE, Entry, ORDERED},
     fault::{Cast, Hold, Link, Part},
+    options::Options,
     program::Program,
     topic,
     writer::variable,
 };
-
-/// Rows that a relay may have in flight: what a fault may repeat. Enough that what waits for one
-/// broker does not keep all others waiting.
-pub(crate) const WINDOW: usize = 1_000;
 
 /// Accounts that a read-only database refuses. Without passwords, so that a proxy can read what
 /// travels: over an open wire, MySQL takes one only from clients with an RSA implementation.
@@ -59,17 +56,11 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// Starts the servers. `rate` is of all writers together; their histories go to the folder.
-    pub(crate) async fn set(
-        engine: Engine,
-        cast: Cast,
-        rate: f64,
-        seed: u64,
-        bug: Option<&str>,
-        folder: &Path,
-    ) -> Result<Self> {
+    /// Starts the servers. The histories of the writers will go to the folder.
+    pub(crate) async fn set(options: &Options, folder: &Path) -> Result<Self> {
+        let Options { engine, cast, rate, seed, .. } = *options;
         let (database, cluster) = tokio::try_join!(
-            Database::private(engine, options(engine)),
+            Database::private(engine, settings(engine)),
             KafkaCluster::behind_proxies(Nodes::Three, seed),
         )?;
         let url = set_up(&database).await?;
@@ -103,7 +94,7 @@ impl Stage {
             stage.writers.push(stage.writer(&program, number, rate, folder));
         }
         for number in 0..cast.relays {
-            stage.relays.push(stage.relay(&program, number, bug));
+            stage.relays.push(stage.relay(&program, number, options));
         }
         Ok(stage)
     }
@@ -123,14 +114,14 @@ impl Stage {
         })
     }
 
-    fn relay(&self, program: &Path, number: usize, bug: Option<&str>) -> Program {
+    fn relay(&self, program: &Path, number: usize, options: &Options) -> Program {
         let program = program.to_owned();
         let variables = [
             ("DATABASE_URL", self.url_of(RELAY, Link::Relay(number))),
             ("KAFKA_BOOTSTRAP", self.cluster.bootstrap().to_owned()),
-            ("RELAY_ROWS_IN_FLIGHT", WINDOW.to_string()),
+            ("RELAY_ROWS_IN_FLIGHT", options.window.to_string()),
         ];
-        let bug = bug.map(|bug| (bug::VARIABLE, bug.to_owned()));
+        let bug = options.bug.clone().map(|bug| (bug::VARIABLE, bug));
         Program::new(Part::Relay(number).to_string(), move |_| {
             Process::spawn(&program, ["relay"], variables.clone().into_iter().chain(bug.clone()))
         })
@@ -212,12 +203,12 @@ pub(crate) fn history(folder: &Path, writer: usize, start: usize) -> PathBuf {
     folder.join(format!("writer-{writer}-{start}.history"))
 }
 
-fn options(engine: Engine) -> Options {
-    let options = Options::fast().with("--innodb-buffer-pool-size=256M");
+fn settings(engine: Engine) -> Settings {
+    let settings = Settings::fast().with("--innodb-buffer-pool-size=256M");
     match engine {
-        Engine::MariaDb => options,
+        Engine::MariaDb => settings,
         // Nobody replicates, and millions of messages need not be written twice.
-        Engine::MySql => options.with("--skip-log-bin").with("--performance-schema=OFF"),
+        Engine::MySql => settings.with("--skip-log-bin").with("--performance-schema=OFF"),
     }
 }
 

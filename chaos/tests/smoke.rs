@@ -14,8 +14,8 @@ fn a_minute_of_chaos_loses_nothing_invents_nothing_and_keeps_the_order() {
     }
     let keep = concat!(env!("CARGO_TARGET_TMPDIR"), "/chaos");
     let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
-        .args(["--for", "60s", "--every", "2s", "--rate", "400", "--engine", "mariadb"])
-        .args(["--seed", SEED, "--keep", keep])
+        .args(["--for", "60s", "--every", "2s", "--rate", "300", "--engine", "mariadb"])
+        .args(["--seed", SEED, "--window", "200", "--keep", keep])
         .output()
         .expect("chaos runs");
     let said = String::from_utf8_lossy(&output.stdout);
