@@ -16,6 +16,7 @@ pub mod names;
 mod native;
 pub mod process;
 pub mod proxy;
+pub mod relay;
 mod report;
 pub mod servers;
 mod watchdog;

@@ -94,6 +94,15 @@ impl Process {
         Ok(kill(Pid::from_raw(child.id().try_into()?), signal)?)
     }
 
+    /// Whether it has ended.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    pub fn has_ended(&self) -> Result<bool> {
+        Ok(self.child().try_wait()?.is_some())
+    }
+
     /// Waits for its end.
     ///
     /// # Errors

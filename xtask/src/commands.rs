@@ -1,6 +1,7 @@
 //! The commands, one a file.
 
 mod bench;
+mod chaos;
 mod check;
 mod fix;
 mod model;
@@ -28,5 +29,6 @@ pub(crate) const COMMANDS: &[Command] = &[
     simulate::COMMAND,
     seeded_bugs::COMMAND,
     model::COMMAND,
+    chaos::COMMAND,
     bench::COMMAND,
 ];
