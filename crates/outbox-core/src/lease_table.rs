@@ -88,7 +88,7 @@ impl LeaseTable {
 
     fn grant(&mut self, lane: Lane, request: &KeepLeases<'_>, now: Duration) {
         if let Some(row) = self.lanes.get_mut(usize::from(lane.0)) {
-            row.expires_at = now + request.ttl;
+            row.expires_at = now.saturating_add(request.ttl);
             row.ttl = request.ttl;
         }
     }

@@ -162,7 +162,8 @@ impl Settings {
     /// The shortest lease under which a worker can publish without gaps: an outcome may take
     /// `undecided`, and two keeps and a statement may pass before a renewal counts.
     pub fn shortest_lease(&self) -> Duration {
-        self.undecided + self.margin + self.keep_every * 2 + self.statement_deadline
+        let ours = self.margin + self.keep_every * 2 + self.statement_deadline;
+        self.undecided.saturating_add(ours)
     }
 }
 
@@ -307,7 +308,7 @@ struct Row {
     bytes: usize,
     phase: Phase,
     content: Option<Box<Delivery>>,
-    unreadable: Option<Failure>,
+    unreadable: Option<Box<Failure>>,
     /// No attempt before this time.
     parked_until: Option<Time>,
     /// Attempts in a row whose outcome stayed unknown; they are not counted with the row.
@@ -317,6 +318,9 @@ struct Row {
     /// Answers to this claim and earlier ones may be older than what we know of the row.
     changed_at_claim: u64,
 }
+
+// A million of them may wait at once.
+const _: () = assert!(size_of::<Row>() <= 144);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -391,7 +395,8 @@ pub struct Machine {
     caught_up: bool,
     full: bool,
 
-    rows: Map<Position, Row>,
+    /// Boxed: a map has up to twice the room that it needs, and there may be a million of them.
+    rows: Map<Position, Box<Row>>,
     keys: Map<KeyId, Key>,
     topics: Topics,
     loaded_rows: usize,

@@ -48,7 +48,14 @@ impl RetryPolicy {
     pub(crate) fn wait(&self, attempts: u32, random: f64) -> Duration {
         let doublings = attempts.saturating_sub(1).min(31);
         let step = self.first.saturating_mul(1 << doublings).min(self.cap);
-        step.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
+        // Half of it, so that no cap is too long to be multiplied.
+        let half = step / 2;
+        half + half.mul_f64(random.clamp(0.0, 1.0))
+    }
+
+    /// The longest wait.
+    pub(crate) fn cap(&self) -> Duration {
+        self.cap
     }
 
     pub(crate) fn is_valid(&self) -> bool {
@@ -118,6 +125,14 @@ mod tests {
         assert_eq!(at(1, 1.0), 1.0);
         assert_eq!(at(3, 1.0), 4.0);
         assert_eq!(at(200, 1.0), 10.0);
+    }
+
+    #[test]
+    fn no_wait_is_too_long_to_be_computed() {
+        let policy = RetryPolicy::exponential(Duration::MAX, Duration::MAX);
+        let wait = policy.delay(u32::MAX, 1.0).unwrap();
+        assert!(wait > Duration::MAX / 2);
+        assert!(policy.delay(1, f64::INFINITY).unwrap() > Duration::MAX / 2);
     }
 
     #[test]

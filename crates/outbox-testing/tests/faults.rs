@@ -86,6 +86,17 @@ async fn a_lost_answer_is_published_all_the_same() {
     broker.assert_published([("t", "a"), ("t", "b")]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn silence_keeps_a_message_from_arriving_and_is_in_doubt_only_when_the_time_is_up() {
+    let broker = MemoryBroker::new();
+    broker.fail_when(|d| d.message.key() == Some(b"a"), Fault::Silence);
+    let began = Instant::now();
+    let batch = [outgoing("t", "a"), outgoing("t", "b")];
+    assert_eq!(publish(&broker, &batch).await, [Some(PublishErrorKind::Unknown), None]);
+    assert_eq!(began.elapsed(), broker.profile().undecided);
+    broker.assert_published([("t", "b")]);
+}
+
 #[tokio::test]
 async fn a_hanging_publish_has_given_the_other_answers() {
     let broker = MemoryBroker::new();

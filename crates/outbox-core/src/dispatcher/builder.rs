@@ -12,7 +12,15 @@ use crate::retry::{Retention, RetryPolicy, TopicPolicy};
 use crate::store::Store;
 use crate::wake::Wake;
 
-/// Configures a [`Dispatcher`]. Every default can stay as it is.
+/// The longest that a dispatcher may be told to wait for anything. Stores count on it: what is
+/// longer than a year does not fit every database's clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
+/// The shortest lease, however quick the broker is: it is kept nine times, and a statement has to
+/// fit in between.
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
+
+/// Configures a [`Dispatcher`]. Every default can stay as it is. No time but
+/// the retention may be longer than 365 days.
 ///
 /// | setting | default | what it bounds |
 /// |---|---|---|
@@ -50,6 +58,10 @@ impl DispatcherBuilder {
 
     /// Sets how many rows may be published and not yet confirmed settled: the bound of duplicates
     /// per fault.
+    ///
+    /// What goes to a partition without a leader stays in flight for the broker's undecided time.
+    /// In a window with too little room for that, everything else waits as well: allow several
+    /// times what one partition gets in that time.
     pub fn rows_in_flight(mut self, rows: usize) -> Self {
         self.settings.rows_in_flight = rows;
         self
@@ -142,7 +154,9 @@ impl DispatcherBuilder {
 fn check(settings: &Settings) -> Result<(), BuildError> {
     let topics = settings.topics.values();
     let mut retries = topics.filter_map(|policy| policy.retry).chain([settings.retry]);
-    let kind = if settings.lease < settings.shortest_lease() {
+    let kind = if let Some(setting) = too_long(settings) {
+        BuildErrorKind::TooLong { setting }
+    } else if settings.lease < settings.shortest_lease().max(SHORTEST_LEASE) {
         BuildErrorKind::Lease { shortest: shortest_lease(settings) }
     } else if settings.rows_in_flight == 0
         || settings.bytes_in_flight == 0
@@ -151,6 +165,8 @@ fn check(settings: &Settings) -> Result<(), BuildError> {
         BuildErrorKind::Window
     } else if settings.poll_shortest.is_zero() || settings.poll_shortest > settings.poll_longest {
         BuildErrorKind::Poll
+    } else if settings.grace.is_zero() {
+        BuildErrorKind::Grace
     } else if !retries.all(|retry| retry.is_valid()) {
         BuildErrorKind::Retry
     } else if settings.retention == Retention::Keep(Duration::ZERO) {
@@ -161,11 +177,26 @@ fn check(settings: &Settings) -> Result<(), BuildError> {
     Err(BuildError { kind })
 }
 
+/// The setting that is longer than anything may be.
+fn too_long(settings: &Settings) -> Option<&'static str> {
+    let retries = settings.topics.values().filter_map(|policy| policy.retry);
+    let cap = retries.chain([settings.retry]).map(|retry| retry.cap()).max();
+    let all = [
+        ("lease", settings.lease),
+        ("poll", settings.poll_longest),
+        ("grace", settings.grace),
+        ("drain_limit", settings.drain_limit),
+        ("retry", cap.unwrap_or_default()),
+    ];
+    all.into_iter().find(|(_, time)| *time > LONGEST).map(|(setting, _)| setting)
+}
+
 /// The shortest lease that would pass, rounded up to a second.
 fn shortest_lease(settings: &Settings) -> Duration {
     // keep, statement and margin are parts of the lease: solve lease >= undecided + share * lease.
     let share = 3.0 / 9.0 + 1.0 / 20.0;
-    Duration::from_secs((settings.undecided.as_secs_f64() / (1.0 - share)).ceil() as u64)
+    let seconds = (settings.undecided.as_secs_f64() / (1.0 - share)).ceil();
+    Duration::from_secs(seconds as u64).max(SHORTEST_LEASE)
 }
 
 impl fmt::Debug for DispatcherBuilder {
@@ -203,6 +234,15 @@ pub enum BuildErrorKind {
         /// The shortest lease that would do.
         shortest: Duration,
     },
+    /// A time that is longer than a year.
+    #[error("`{setting}` must be at most 365 days")]
+    TooLong {
+        /// The method of the builder that set it.
+        setting: &'static str,
+    },
+    /// A grace of zero: an id whose insert is under way would not be looked for again.
+    #[error("grace must be above zero")]
+    Grace,
     /// A window of zero rows, bytes or messages.
     #[error("windows must not be zero")]
     Window,
@@ -238,6 +278,57 @@ mod tests {
         assert_eq!(kind(|s| s.retry = never), Some(BuildErrorKind::Retry));
         let zero = Retention::Keep(Duration::ZERO);
         assert_eq!(kind(|s| s.retention = zero), Some(BuildErrorKind::Retention));
+    }
+
+    #[test]
+    fn a_time_of_zero_is_refused_where_it_could_not_be_kept() {
+        let zero = Duration::ZERO;
+        let lease = |s: &mut Settings| *s = s.clone().with_lease(zero);
+        assert!(matches!(kind(lease), Some(BuildErrorKind::Lease { .. })));
+        let quick = kind(|s| {
+            s.undecided = zero;
+            *s = s.clone().with_lease(zero);
+        });
+        assert_eq!(quick, Some(BuildErrorKind::Lease { shortest: SHORTEST_LEASE }));
+        assert_eq!(kind(|s| s.poll_longest = zero), Some(BuildErrorKind::Poll));
+        assert_eq!(kind(|s| s.grace = zero), Some(BuildErrorKind::Grace));
+        for (first, cap) in [(zero, zero), (zero, LONGEST), (LONGEST, zero)] {
+            let retry = RetryPolicy::exponential(first, cap);
+            assert_eq!(kind(|s| s.retry = retry), Some(BuildErrorKind::Retry));
+            let topic = TopicPolicy::new().retry(retry);
+            let of_topic = kind(|s| s.topics.extend([("t".to_owned(), topic)]));
+            assert_eq!(of_topic, Some(BuildErrorKind::Retry));
+        }
+        assert_eq!(kind(|s| s.drain_limit = zero), None, "a shutdown that waits for nothing");
+    }
+
+    #[test]
+    fn a_time_beyond_every_clock_is_refused_by_the_name_of_its_setting() {
+        for time in [Duration::MAX, LONGEST + Duration::from_nanos(1)] {
+            let retry = RetryPolicy::exponential(Duration::from_secs(1), time);
+            let topic = TopicPolicy::new().retry(retry);
+            let too_long = [
+                ("lease", kind(|s| *s = s.clone().with_lease(time))),
+                ("poll", kind(|s| (s.poll_shortest, s.poll_longest) = (time, time))),
+                ("poll", kind(|s| s.poll_longest = time)),
+                ("grace", kind(|s| s.grace = time)),
+                ("drain_limit", kind(|s| s.drain_limit = time)),
+                ("retry", kind(|s| s.retry = retry)),
+                ("retry", kind(|s| s.topics.extend([("t".to_owned(), topic)]))),
+            ];
+            for (setting, kind) in too_long {
+                assert_eq!(kind, Some(BuildErrorKind::TooLong { setting }), "{time:?}");
+            }
+            let shortest = kind(|s| s.undecided = Duration::MAX);
+            assert!(matches!(shortest, Some(BuildErrorKind::Lease { .. })));
+            assert_eq!(kind(|s| s.retention = Retention::Keep(time)), None, "for ever");
+        }
+        let longest = kind(|s| {
+            *s = s.clone().with_lease(LONGEST);
+            (s.poll_longest, s.grace, s.drain_limit) = (LONGEST, LONGEST, LONGEST);
+            s.retry = RetryPolicy::exponential(LONGEST, LONGEST);
+        });
+        assert_eq!(longest, None);
     }
 
     #[test]

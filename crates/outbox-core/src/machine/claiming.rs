@@ -580,7 +580,7 @@ impl Machine {
             Some(Claimed::Unread(unread)) => row.bytes = unread.bytes,
             Some(Claimed::Unreadable(unreadable)) if unreadable.id.message == row.id => {
                 set_state(row, unreadable.state, now);
-                row.unreadable = Some(unreadable.failure);
+                row.unreadable = Some(Box::new(unreadable.failure));
             }
             _ => self.drop_row(position, now),
         }
@@ -636,7 +636,7 @@ impl Machine {
             self.loaded_bytes += row.bytes;
             row.content = Some(Box::new(delivery));
         }
-        self.rows.insert(position, row);
+        self.rows.insert(position, Box::new(row));
         self.queue_or_bar(position, lane, now);
     }
 
@@ -653,7 +653,7 @@ impl Machine {
             bytes: 0,
             phase: Phase::Barred,
             content: None,
-            unreadable: Some(unreadable.failure),
+            unreadable: Some(Box::new(unreadable.failure)),
             parked_until: None,
             ambiguous: 0,
             changed_at_claim: 0,
@@ -661,7 +661,7 @@ impl Machine {
         };
         set_state(&mut row, unreadable.state, now);
         let position = unreadable.id.position;
-        self.rows.insert(position, row);
+        self.rows.insert(position, Box::new(row));
         self.queue_or_bar(position, unreadable.lane, now);
     }
 

@@ -418,7 +418,7 @@ impl Machine {
         let settlement = self.judge(row.topic, PublishErrorKind::Rejected, attempts, 0.0);
         let lease = Lease::new(row.lane, row.epoch);
         let id = RowId::new(position, row.id);
-        self.write_failure(Failed::new(id, lease, row.state, attempts, settlement, failure));
+        self.write_failure(Failed::new(id, lease, row.state, attempts, settlement, *failure));
     }
 
     fn write_failure(&mut self, failed: Failed) {

@@ -13,6 +13,9 @@ use super::MemoryBroker;
 pub enum Fault {
     /// It does not arrive, and this is the answer.
     Refuse(PublishErrorKind),
+    /// It does not arrive, and the answer is [`PublishErrorKind::Unknown`] after the undecided
+    /// time, as from a partition without a leader.
+    Silence,
     /// It arrives, and the answer is [`PublishErrorKind::Unknown`].
     Doubt,
     /// It arrives, and the publish ends without an answer for it.

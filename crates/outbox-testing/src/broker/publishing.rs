@@ -98,17 +98,15 @@ impl State {
             Some(Plight::Silent) => return Err(Trouble::Undecided),
             None => {}
         }
-        let fault = self.fault_for(&outgoing.delivery);
-        if let Some(Fault::Refuse(kind)) = fault {
-            return Err(Trouble::Refused(kind));
-        }
+        let trouble = match self.fault_for(&outgoing.delivery) {
+            Some(Fault::Refuse(kind)) => return Err(Trouble::Refused(kind)),
+            Some(Fault::Silence) => return Err(Trouble::Undecided),
+            Some(Fault::Doubt) => Some(Trouble::Refused(PublishErrorKind::Unknown)),
+            Some(Fault::NoAnswer) => Some(Trouble::Unanswered),
+            Some(Fault::Hang) => Some(Trouble::Hanging),
+            None => None,
+        };
         let receipt = self.record(&outgoing.delivery);
-        match fault {
-            None => Ok(receipt),
-            Some(Fault::Refuse(kind)) => Err(Trouble::Refused(kind)),
-            Some(Fault::Doubt) => Err(Trouble::Refused(PublishErrorKind::Unknown)),
-            Some(Fault::NoAnswer) => Err(Trouble::Unanswered),
-            Some(Fault::Hang) => Err(Trouble::Hanging),
-        }
+        trouble.map_or(Ok(receipt), Err)
     }
 }

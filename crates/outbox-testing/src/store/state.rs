@@ -168,7 +168,7 @@ impl State {
         row.attempts = failed.attempts;
         let death = Death { at: now, failure: failed.failure.to_string() };
         match &failed.settlement {
-            Settlement::Retry(wait) => row.available_at = now + *wait,
+            Settlement::Retry(wait) => row.available_at = now.saturating_add(*wait),
             Settlement::Held => {
                 row.died = Some(death);
                 self.held.insert(id.position);
