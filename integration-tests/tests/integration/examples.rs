@@ -68,7 +68,7 @@ async fn run(name: &str, folder: &Path, variables: &[(&str, &str)]) -> Result<Pr
     // After what is unset: `env` takes assignments in front of the program.
     arguments.extend(variables.iter().map(|(name, value)| format!("{name}={value}").into()));
     arguments.push(program(name).await?.into());
-    Process::spawn("env", arguments, [("RUST_LOG", "warn")])
+    Process::spawn("env", arguments, [("RUST_LOG", "error")])
 }
 
 /// Asks it to stop, and waits until it has.
