@@ -50,6 +50,11 @@ enum Turn {
     Shared(#[expect(dead_code, reason = "a guard")] RwLockReadGuard<'static, ()>),
 }
 
+/// Keeps runs that use all processors away from one that mostly waits and has no world.
+pub(crate) async fn no_run_alone() -> impl Sized {
+    TURN.read().await
+}
+
 impl<'a> World<'a> {
     /// For a run that mostly waits.
     pub(crate) async fn new(database: &Database, kafka: &'a Kafka) -> Result<Self> {
