@@ -12,6 +12,23 @@ pub use self::outcomes::{Outcome, Outcomes};
 use crate::delivery::{Delivery, Failure};
 
 /// Where messages are published.
+///
+/// # Implementing it
+///
+/// - Whoever is in doubt answers [`PublishErrorKind::Unknown`]: nothing is counted, and the message
+///   is sent again under its id. A wrong [`PublishErrorKind::NotSent`] repeats a message unseen, a
+///   wrong [`PublishErrorKind::Failed`] in an outage uses up the attempts of all that wait.
+/// - Two headers are the broker's to add: the id ([`header::ID`](crate::message::header::ID)), and
+///   the mark of a retried dead letter ([`header::RETRIED`](crate::message::header::RETRIED), when
+///   [`RowState::retried`](crate::delivery::RowState::retried) is set). Null and empty are
+///   different, in keys, payloads and header values.
+/// - [`BrokerProfile::undecided`] counts from the begin of a publish. A broker that sends a batch
+///   bit by bit stops handing over in time, and answers the rest [`PublishErrorKind::NotSent`].
+/// - A batch holds several messages of a key only if the dispatcher was told to pipeline within
+///   keys. Behind one that failed, none of its key should be sent.
+///
+/// The conformance suite in `outbox-testing` has a test for each line of the contract below, and
+/// the example `custom_broker` is a whole broker in one file.
 #[async_trait]
 pub trait Broker: fmt::Debug + Send + Sync + 'static {
     /// What the dispatcher must know. Cheap, no I/O.

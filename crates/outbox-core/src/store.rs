@@ -15,6 +15,24 @@ use crate::delivery::{
 /// Every method may be cancelled at any await point without harm: nothing that was not confirmed
 /// is assumed, and everything is safe to repeat. A call that outlives its deadline is dropped, so
 /// an implementation must not return the connection of an unfinished call to a pool.
+///
+/// # Implementing it
+///
+/// - A position is handed out once: not again after its row is gone, nor after a restart.
+/// - If the engine has one writer at a time, hand positions out within the transaction and say
+///   [`StoreProfile::in_commit_order()`]; one lane is enough then. Otherwise rows become visible out
+///   of order, and the sweep is what finds them.
+/// - [`LeaseTable`](crate::LeaseTable) has the rules of leasing and encodes itself. Check a lease in
+///   the transaction that writes what it allows.
+/// - Requests borrow what they hold, so that a closure for
+///   [`spawn_blocking`](tokio::task::spawn_blocking) cannot own them. Where an engine blocks, begin
+///   and commit there, and do the reading and writing between them in place.
+/// - What a newer dispatcher may ask for is unknown to an older store: requests and
+///   [`Settlement`] are non-exhaustive. Of what it does not know, a store loses nothing: it treats an
+///   unknown settlement as [`Settlement::Held`].
+///
+/// The conformance suite in `outbox-testing` has a test for each line of the contracts below, and
+/// the example `custom_store` is a whole store in one file.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Checks schema and settings and tells what the dispatcher must know. Repeatable.

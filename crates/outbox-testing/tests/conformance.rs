@@ -47,8 +47,8 @@ impl StoreFixture for InMemory {
         transaction.rollback();
     }
 
-    async fn connect(&self) -> Box<MemoryConnection> {
-        Box::new(self.0.connection())
+    async fn connect(&self) -> Option<Box<MemoryConnection>> {
+        Some(Box::new(self.0.connection()))
     }
 
     async fn garble(&self, message: MessageId) -> bool {

@@ -237,8 +237,8 @@ impl StoreFixture for Mutant {
         transaction.rollback();
     }
 
-    async fn connect(&self) -> Box<MemoryConnection> {
-        Box::new(self.store.connection())
+    async fn connect(&self) -> Option<Box<MemoryConnection>> {
+        Some(Box::new(self.store.connection()))
     }
 
     async fn garble(&self, message: MessageId) -> bool {

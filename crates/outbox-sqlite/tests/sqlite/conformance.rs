@@ -53,8 +53,8 @@ impl StoreFixture for OnFile {
         transaction.rollback().await.expect("a rollback");
     }
 
-    async fn connect(&self) -> PoolConnection<Sqlite> {
-        self.pool.acquire().await.expect("a connection")
+    async fn connect(&self) -> Option<PoolConnection<Sqlite>> {
+        Some(self.pool.acquire().await.expect("a connection"))
     }
 
     async fn garble(&self, message: MessageId) -> bool {

@@ -25,7 +25,8 @@ pub trait StoreFixture: Sized + Send + Sync + 'static {
     type Writer: Writer;
     /// A transaction of the application.
     type Transaction: DerefMut<Target = <Self::Writer as Writer>::Transaction> + Send;
-    /// A connection of the application without an open transaction.
+    /// A connection of the application without an open transaction; of a store that has no such
+    /// thing, the same type as [`Transaction`](Self::Transaction).
     type Connection: DerefMut<Target = <Self::Writer as Writer>::Transaction> + Send;
 
     /// An empty store that no other case uses.
@@ -50,8 +51,9 @@ pub trait StoreFixture: Sized + Send + Sync + 'static {
     /// Rolls it back.
     async fn roll_back(&self, transaction: Self::Transaction);
 
-    /// A connection without an open transaction.
-    async fn connect(&self) -> Self::Connection;
+    /// A connection without an open transaction; `None` if whoever has a
+    /// [`Writer::Transaction`] is in a transaction, so that adding outside of one does not compile.
+    async fn connect(&self) -> Option<Self::Connection>;
 
     /// Makes the committed row of this message unreadable, as if it had been written around the
     /// API. Answers `false` if the store cannot hold such a row.

@@ -70,8 +70,8 @@ impl<E: Server> StoreFixture for On<E> {
         transaction.rollback().await.expect("rollback");
     }
 
-    async fn connect(&self) -> PoolConnection<MySql> {
-        self.pool.acquire().await.expect("connection")
+    async fn connect(&self) -> Option<PoolConnection<MySql>> {
+        Some(self.pool.acquire().await.expect("connection"))
     }
 
     async fn garble(&self, message: MessageId) -> bool {

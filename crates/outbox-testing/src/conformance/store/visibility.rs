@@ -54,9 +54,11 @@ pub async fn messages_stand_in_the_order_in_which_they_were_added<F: StoreFixtur
 }
 
 /// Adding on a connection without an open transaction is refused, and nothing is inserted.
+///
+/// Passes at once for a store whose types allow no such thing.
 pub async fn adding_without_an_open_transaction_is_refused<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
-    let mut connection = stage.fixture.connect().await;
+    let Some(mut connection) = stage.fixture.connect().await else { return };
     let error = stage.outbox().add(&mut connection, message("orders", "a")).await.unwrap_err();
     assert_eq!(error.kind(), AddErrorKind::NoTransaction);
     drop(connection);
