@@ -1,5 +1,6 @@
 //! The commands, one a file.
 
+mod api;
 mod bench;
 mod chaos;
 mod check;
@@ -25,6 +26,7 @@ pub(crate) struct Command {
 pub(crate) const COMMANDS: &[Command] = &[
     check::COMMAND,
     fix::COMMAND,
+    api::COMMAND,
     servers::COMMAND,
     simulate::COMMAND,
     seeded_bugs::COMMAND,

@@ -1,14 +1,14 @@
 //! `cargo xtask check`: all that CI runs besides the tests. Read-only.
 
 mod named_tests;
-mod tools;
+pub(super) mod tools;
 mod traces;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use super::Command;
+use super::{Command, api};
 use crate::cargo::{PUBLISHED, cargo, run};
 
 pub(super) const COMMAND: Command = Command {
@@ -19,7 +19,7 @@ pub(super) const COMMAND: Command = Command {
 };
 
 /// How a step ended.
-enum Outcome {
+pub(super) enum Outcome {
     Passed,
     /// Neither passed nor failed, as a machine without the way to something cannot tell.
     NotChecked(String),
@@ -34,6 +34,7 @@ const STEPS: &[Step] = &[
     ("tests named in docs", named_tests::check),
     ("clippy", clippy),
     ("doc", doc),
+    ("public API", api::check),
     ("licences, bans, sources", tools::deny),
     ("advisories", tools::advisories),
     ("each feature", tools::each_feature),

@@ -8,9 +8,9 @@ use super::Outcome;
 use crate::cargo::{PUBLISHED, cargo, run, target, workspace};
 
 /// A subcommand of cargo, at the version the checks were written for.
-struct Tool {
-    name: &'static str,
-    version: &'static str,
+pub(in crate::commands) struct Tool {
+    pub(in crate::commands) name: &'static str,
+    pub(in crate::commands) version: &'static str,
 }
 
 const DENY: Tool = Tool { name: "cargo-deny", version: "0.20.2" };
@@ -54,7 +54,7 @@ pub(super) fn each_feature() -> Result<Outcome> {
 
 impl Tool {
     /// The tool, installed first if it is missing.
-    fn command(&self) -> Result<Command> {
+    pub(in crate::commands) fn command(&self) -> Result<Command> {
         let mut command = Command::new(self.installed()?);
         command.current_dir(workspace());
         Ok(command)
