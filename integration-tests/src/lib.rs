@@ -18,6 +18,7 @@ pub mod process;
 pub mod proxy;
 mod report;
 pub mod servers;
+pub mod tls;
 mod watchdog;
 
 pub use native::Server;

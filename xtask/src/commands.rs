@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod fix;
+mod kafka_tls;
 mod model;
 mod seeded_bugs;
 mod servers;
@@ -29,4 +30,5 @@ pub(crate) const COMMANDS: &[Command] = &[
     seeded_bugs::COMMAND,
     model::COMMAND,
     bench::COMMAND,
+    kafka_tls::COMMAND,
 ];

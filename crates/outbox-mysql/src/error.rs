@@ -82,6 +82,7 @@ fn kind_of(number: u16) -> StoreErrorKind {
         => K::Unavailable,
         1044 | 1045 | 1130 | 1142 | 1143 | 1227 | 1370 | 1698 // access denied, in part or whole
         | 1820 | 1862 | 3118 // password expired, account locked
+        | 3159 // connection in the clear
         => K::Denied,
         1048 | 1264 | 1265 | 1292 | 1366 | 1406 // null, range, truncation, format, length
         | 1153 | 1301 // larger than max_allowed_packet
@@ -107,7 +108,7 @@ mod tests {
         let table: [(K, &[u16]); 8] = [
             (K::Conflict, &[1213, 1205, 1020]),
             (K::Unavailable, &[1290, 1792, 1836, 1040, 2006, 2013, 1053, 4031, 1927]),
-            (K::Denied, &[1142, 1143, 1044, 1045, 1227]),
+            (K::Denied, &[1142, 1143, 1044, 1045, 1227, 3159]),
             (K::Invalid, &[3819, 4025, 1406, 1153]),
             (K::Schema, &[1146, 1054, 1049]),
             (K::NoTransaction, &[1305]),

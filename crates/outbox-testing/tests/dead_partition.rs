@@ -1,7 +1,8 @@
 //! A partition that never answers, as one without a leader, beside what still answers.
 //!
 //! The machine knows topics and keys, no partitions. A message to the dead one waits at the broker
-//! for the whole undecided time, so a window bears it if it has room for what goes there meanwhile.
+//! for the whole undecided time, so a window bears it if it has room for all that goes there
+//! meanwhile: twice over, since a topic may use half of the window.
 
 use std::time::Duration;
 
@@ -30,10 +31,12 @@ async fn commit(store: &MemoryStore, topic: &str, keys: impl Iterator<Item = usi
 struct Load {
     keys: usize,
     window: usize,
+    /// Whether half as much goes to a topic whose partitions are all well.
+    other_topic: bool,
 }
 
-/// How many seconds of their load the live partitions were behind at most.
-async fn behind(load: Load) -> usize {
+/// How many seconds of their load the live partitions, and the other topic, were behind at most.
+async fn behind(load: Load) -> (usize, usize) {
     let profile = BrokerProfile::new(1_000_000, UNDECIDED);
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new().with_profile(profile));
     let is_dead = |message: &Message| message.topic() == "orders" && message.partition() == Some(0);
@@ -44,20 +47,42 @@ async fn behind(load: Load) -> usize {
     commit(&store, "first", [1].into_iter()).await;
     broker.wait_for(1).await;
     let live = RATE * (PARTITIONS - 1) / PARTITIONS;
-    let mut furthest = 0;
+    let (mut partitions, mut topic) = (0, 0);
     for second in 1..=SECONDS {
         let keys = |count: usize| (0..count).map(move |n| (second * RATE + n) % load.keys);
         commit(&store, "orders", keys(RATE)).await;
+        if load.other_topic {
+            commit(&store, "well", keys(RATE / 2)).await;
+        }
         tokio::time::sleep(Duration::from_secs(1)).await;
         let missing = second * live - broker.published_to("orders").len();
-        furthest = furthest.max(missing.div_ceil(live));
+        partitions = partitions.max(missing.div_ceil(live));
+        if load.other_topic {
+            let missing = second * (RATE / 2) - broker.published_to("well").len();
+            topic = topic.max(missing.div_ceil(RATE / 2));
+        }
     }
     running.abort();
-    furthest
+    (partitions, topic)
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_few_keys_a_dead_partition_holds_up_no_other_one_however_small_the_window() {
+    // One message of each key: ten of the fifty that the topic may have at the broker.
+    let load = Load { keys: 60, window: 100, other_topic: false };
+    assert_eq!(behind(load).await.0, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn of_many_keys_a_dead_partition_holds_up_no_other_one_in_a_window_with_room_for_it() {
-    let load = Load { keys: 6_000, window: 10_000 };
-    assert_eq!(behind(load).await, 0);
+    let load = Load { keys: 6_000, window: 10_000, other_topic: false };
+    assert_eq!(behind(load).await.0, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_partition_that_fills_its_topics_half_of_the_window_holds_up_no_other_topic() {
+    let load = Load { keys: 6_000, window: 100, other_topic: true };
+    let (partitions, topic) = behind(load).await;
+    assert!(partitions > 1, "the window had room for it: the test shows nothing");
+    assert_eq!(topic, 0);
 }

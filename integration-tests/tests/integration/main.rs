@@ -9,3 +9,4 @@ mod mysql;
 mod provisioning;
 mod scenario;
 mod sqlite;
+mod tls;
