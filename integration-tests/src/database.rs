@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 use crate::{
     names,
     native::{self, Server},
+    tls::Identity,
 };
 
 /// The account of servers that this crate starts. It may do anything.
@@ -197,13 +198,17 @@ impl Deref for PrivateDatabase {
 
 /// How a private server is set up.
 #[derive(Debug, Clone)]
-pub struct Options(Vec<String>);
+pub struct Options {
+    arguments: Vec<String>,
+    identity: Option<Identity>,
+}
 
 impl Options {
     /// Commits are not flushed to disk: for tests, where only processes crash, never machines.
     #[must_use]
     pub fn fast() -> Self {
-        Self(vec![]).with("--innodb-buffer-pool-size=64M").with("--sync-binlog=0").with(
+        let bare = Self { arguments: vec![], identity: None };
+        bare.with("--innodb-buffer-pool-size=64M").with("--sync-binlog=0").with(
             // Each second, instead of at each commit.
             "--innodb-flush-log-at-trx-commit=2",
         )
@@ -213,7 +218,7 @@ impl Options {
     /// measurements.
     #[must_use]
     pub fn durable() -> Self {
-        Self(vec![])
+        Self { arguments: vec![], identity: None }
             .with("--innodb-buffer-pool-size=1G")
             .with("--sync-binlog=1")
             .with("--innodb-flush-log-at-trx-commit=1")
@@ -222,12 +227,24 @@ impl Options {
     /// Adds an option of the server's command line; a later one overrides an earlier.
     #[must_use]
     pub fn with(mut self, option: &str) -> Self {
-        self.0.push(option.to_owned());
+        self.arguments.push(option.to_owned());
+        self
+    }
+
+    /// Encrypts connections as this server; without it MySQL makes certificates up that nobody
+    /// signed, and MariaDB encrypts nothing.
+    #[must_use]
+    pub fn with_identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
         self
     }
 
     pub(crate) fn arguments(&self) -> impl Iterator<Item = String> + '_ {
-        self.0.iter().cloned()
+        self.arguments.iter().cloned()
+    }
+
+    pub(crate) fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Apache Kafka, shared or a test's own.
 
 mod acl;
+mod guard;
 
 use std::{
     net::SocketAddr,
@@ -24,6 +25,7 @@ use crate::{
 };
 
 pub use acl::AUTHORIZER;
+pub use guard::Guard;
 
 /// A cluster that answers.
 ///
@@ -203,7 +205,7 @@ impl KafkaCluster {
     ) -> Result<Self> {
         let set_up = move || native::kafka::nodes(nodes.count(), settings, Ok);
         let nodes = tokio::task::spawn_blocking(set_up).await??;
-        Self::started(nodes, vec![]).await
+        Self::started(nodes, vec![], Side::Clients).await
     }
 
     /// The same, with a [`Proxy`] between the clients and each node: what the nodes say to each
@@ -223,16 +225,29 @@ impl KafkaCluster {
         let nodes = tokio::task::spawn_blocking(move || {
             let mut advertised = advertised.into_iter();
             let advertise = |_| advertised.next().context("a proxy a node");
-            native::kafka::nodes(nodes.count(), &[], advertise)
+            native::kafka::nodes(nodes.count(), &[("", ""); 0], advertise)
         })
         .await??;
         for (proxy, node) in proxies.iter().zip(&nodes) {
             proxy.dial(SocketAddr::from(([127, 0, 0, 1], node.server.port())));
         }
-        Self::started(nodes, proxies).await
+        Self::started(nodes, proxies, Side::Clients).await
     }
 
-    async fn started(nodes: Vec<Node>, proxies: Vec<Proxy>) -> Result<Self> {
+    /// Starts one node that lets in only who passes the guard, at
+    /// [`guarded_bootstrap`](Self::guarded_bootstrap). The handle itself takes the way of the
+    /// nodes, which stays open: it creates topics and reads them.
+    ///
+    /// # Errors
+    ///
+    /// As [`private`](Self::private).
+    pub async fn guarded(guard: Guard) -> Result<Self> {
+        let set_up = move || native::kafka::nodes(1, &guard.settings(), Ok);
+        let nodes = tokio::task::spawn_blocking(set_up).await??;
+        Self::started(nodes, vec![], Side::Nodes).await
+    }
+
+    async fn started(nodes: Vec<Node>, proxies: Vec<Proxy>, side: Side) -> Result<Self> {
         let (nodes, inner_ports): (Vec<_>, Vec<_>) =
             nodes.into_iter().map(|node| (node.server, node.inner_port)).unzip();
         // Together: none is ready before a majority runs.
@@ -242,10 +257,10 @@ impl KafkaCluster {
         for node in &nodes {
             node.ready().await?;
         }
-        let ports: Vec<u16> = if proxies.is_empty() {
-            nodes.iter().map(Server::port).collect()
-        } else {
-            proxies.iter().map(|proxy| proxy.address().port()).collect()
+        let ports: Vec<u16> = match side {
+            Side::Nodes => inner_ports.clone(),
+            Side::Clients if proxies.is_empty() => nodes.iter().map(Server::port).collect(),
+            Side::Clients => proxies.iter().map(|proxy| proxy.address().port()).collect(),
         };
         let kafka = Kafka::at(&addresses(&ports), nodes.len(), PATIENCE).await?;
         Ok(Self { kafka, nodes, inner_ports, proxies })
@@ -263,11 +278,25 @@ impl KafkaCluster {
         &self.proxies
     }
 
+    /// The addresses before which a [`Guard`] stands.
+    #[must_use]
+    pub fn guarded_bootstrap(&self) -> String {
+        let ports: Vec<_> = self.nodes.iter().map(Server::port).collect();
+        addresses(&ports)
+    }
+
     /// Addresses that lead a client past the proxies, to the nodes themselves.
     #[must_use]
     pub fn inner_bootstrap(&self) -> String {
         addresses(&self.inner_ports)
     }
+}
+
+/// On which side of its nodes a cluster's own handle stands.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Clients,
+    Nodes,
 }
 
 fn addresses(ports: &[u16]) -> String {

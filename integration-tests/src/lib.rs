@@ -19,6 +19,7 @@ pub mod proxy;
 pub mod relay;
 mod report;
 pub mod servers;
+pub mod tls;
 mod watchdog;
 
 pub use native::Server;

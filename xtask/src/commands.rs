@@ -5,6 +5,7 @@ mod bench;
 mod chaos;
 mod check;
 mod fix;
+mod kafka_tls;
 mod model;
 mod seeded_bugs;
 mod servers;
@@ -33,4 +34,5 @@ pub(crate) const COMMANDS: &[Command] = &[
     model::COMMAND,
     chaos::COMMAND,
     bench::COMMAND,
+    kafka_tls::COMMAND,
 ];

@@ -206,12 +206,13 @@ impl Client {
     }
 
     async fn close(self, within: Duration) {
-        let deadline = tokio::time::Instant::now() + within;
-        while self.producer().is_some_and(|producer| producer.in_flight_count() > 0)
-            && tokio::time::Instant::now() < deadline
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let flushed = async {
+            while self.producer().is_some_and(|producer| producer.in_flight_count() > 0) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        // Of a time that is up, nothing is said: what is left is purged.
+        let _ = tokio::time::timeout(within, flushed).await;
         let mut gone = self.life.gone.subscribe();
         self.life.stopping.store(true, Ordering::Release);
         if tokio::time::timeout(END, gone.wait_for(|gone| *gone)).await.is_err() {

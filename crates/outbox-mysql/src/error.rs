@@ -93,6 +93,7 @@ fn known(number: u16) -> Option<StoreErrorKind> {
         => K::Unavailable,
         1044 | 1045 | 1130 | 1142 | 1143 | 1227 | 1370 | 1698 // access denied, in part or whole
         | 1820 | 1862 | 3118 // password expired, account locked
+        | 3159 // connection in the clear
         => K::Denied,
         1048 | 1264 | 1265 | 1292 | 1366 | 1406 // null, range, truncation, format, length
         | 1153 | 1301 // larger than max_allowed_packet
@@ -125,7 +126,7 @@ mod tests {
         ),
         (
             StoreErrorKind::Denied,
-            &[1044, 1045, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, 3118],
+            &[1044, 1045, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, 3118, 3159],
         ),
         (StoreErrorKind::Invalid, &[1048, 1153, 1264, 1265, 1292, 1301, 1366, 1406, 3819, 4025]),
         (StoreErrorKind::Schema, &[1049, 1054, 1109, 1146]),

@@ -1,6 +1,7 @@
 //! Apache Kafka in KRaft mode, each node broker and controller at once.
 
 use std::{
+    fmt::Display,
     fs, iter,
     path::{Path, PathBuf},
     process::Command,
@@ -41,7 +42,7 @@ pub(crate) struct Node {
 /// The settings are added to those of each node.
 pub(crate) fn nodes(
     count: usize,
-    settings: &[(&str, &str)],
+    settings: &[(&str, impl Display)],
     mut advertise: impl FnMut(u16) -> Result<u16>,
 ) -> Result<Vec<Node>> {
     tool::require("java", "openjdk-17-jre-headless")?;

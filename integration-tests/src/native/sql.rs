@@ -46,6 +46,14 @@ pub(crate) fn server(engine: Engine, options: &Options) -> Result<Server> {
         // All tests of a process share a server, each with pools of its own.
         "--max-connections=1000".into(),
     ]);
+    if let Some(identity) = options.identity() {
+        for (name, pem) in [("cert", &identity.certificate), ("key", &identity.key)] {
+            let file = folder.path().join(name).with_extension("pem");
+            fs::write(&file, pem)?;
+            Account::unprivileged().own(&file)?;
+            arguments.push(format!("--ssl-{name}={}", file.display()));
+        }
+    }
     arguments.extend(options.arguments());
     Ok(Server::new(Recipe {
         name: engine.name().into(),

@@ -11,3 +11,4 @@ mod orm;
 mod provisioning;
 mod scenario;
 mod sqlite;
+mod tls;

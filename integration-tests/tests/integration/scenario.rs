@@ -21,7 +21,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::history::{Appearance, Entry, judge};
 pub(crate) use self::history::{Report, Verdict};
-pub(crate) use self::relays::{ROWS_IN_FLIGHT, Relay, Worker, broker, store};
+pub(crate) use self::relays::{ROWS_IN_FLIGHT, Relay, Worker, broker, broker_with, store};
 pub(crate) use self::writers::{Load, Writers};
 
 /// The lease of all relays here: the shortest that the message timeout allows, so that the lanes

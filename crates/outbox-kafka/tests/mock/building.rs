@@ -1,6 +1,8 @@
 //! What can be built, and what is printed of it.
 
 use std::error::Error;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outbox_core::broker::Broker;
@@ -30,9 +32,11 @@ fn settings_out_of_range_are_invalid() {
         (KafkaBroker::builder(" , "), "bootstrap.servers"),
         (builder().message_timeout(Duration::ZERO), "message.timeout.ms"),
         (builder().message_timeout(Duration::from_secs(3_600)), "message.timeout.ms"),
+        (builder().message_timeout(Duration::MAX), "message.timeout.ms"),
         (builder().max_message_bytes(10), "message.max.bytes"),
         (builder().max_message_bytes(usize::MAX), "message.max.bytes"),
         (builder().linger(Duration::from_secs(15)), "linger.ms"),
+        (builder().linger(Duration::MAX), "linger.ms"),
         (builder().property("no.such.property", "1"), "no.such.property"),
         (builder().property("socket.timeout.ms", CANARY), "socket.timeout.ms"),
         (builder().property("max.in.flight", CANARY), "max.in.flight"),
@@ -42,6 +46,14 @@ fn settings_out_of_range_are_invalid() {
         assert_eq!((error.kind(), error.key()), (KafkaBuildErrorKind::Invalid, Some(key)));
         assert!(!text_of(&error).contains(CANARY), "{error:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_linger_and_the_longest_time_to_close_are_taken_as_they_are() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.builder().linger(Duration::ZERO).build().unwrap();
+    assert_eq!(kinds(&publish(&broker, [message("k", "p")]).await), [None]);
+    broker.close(Duration::MAX).await;
 }
 
 #[test]
@@ -82,6 +94,38 @@ fn no_secret_is_printed_by_builder_broker_or_error() {
         let Err(error) = builder.clone().property(key, CANARY).build() else { continue };
         assert!(!text_of(&error).contains(CANARY), "{key}: {}", text_of(&error));
     }
+}
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_connection_in_the_clear_to_another_machine_is_reported_once_when_the_broker_is_built() {
+    let reports = |bootstrap: &str| {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            KafkaBroker::builder(bootstrap).build().unwrap();
+        });
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        text.matches("the connection to the broker is not encrypted").count()
+    };
+    // It leads to this machine, but is no address of loopback.
+    assert_eq!(reports("0.0.0.0:1"), 1);
+    assert_eq!(reports("localhost:1,127.0.0.1:1"), 0);
 }
 
 #[test]

@@ -18,6 +18,9 @@ const LOCK_WAIT_SECONDS: u64 = 3;
 /// A clock that differs more than this from ours is worth a warning.
 const SKEW: Duration = Duration::from_secs(5);
 
+/// The longest time that a server keeps a silent connection; it would cut a longer one short.
+const LONGEST_IDLE: Duration = Duration::from_secs(365 * 24 * 3_600);
+
 /// What a session needs to know.
 #[derive(Clone)]
 pub(super) struct Settings {
@@ -90,7 +93,7 @@ impl Session {
 /// stopped relay must not hold a lock until the server's default of eight hours. Comments of the
 /// form `/*M! */` are read by MariaDB alone.
 fn set_up(idle: Duration) -> String {
-    let idle = idle.as_secs().max(1);
+    let idle = idle_seconds(idle);
     format!(
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;\
          SET SESSION autocommit=1, completion_type=0, \
@@ -106,6 +109,10 @@ fn set_up(idle: Duration) -> String {
          SHOW SESSION STATUS LIKE 'Ssl_cipher';\
          SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
     )
+}
+
+fn idle_seconds(idle: Duration) -> u64 {
+    idle.min(LONGEST_IDLE).as_secs().max(1)
 }
 
 /// The variables of a session, under lower-case names.
@@ -134,7 +141,7 @@ impl Server {
         if !isolation.iter().any(|name| self.get(name) == "READ-COMMITTED") {
             return Err(unsupported("isolation level is not READ COMMITTED"));
         }
-        let idle = idle.as_secs().max(1).to_string();
+        let idle = idle_seconds(idle).to_string();
         let expected = [
             ("autocommit", "ON"),
             ("completion_type", "NO_CHAIN"),
@@ -218,6 +225,13 @@ mod tests {
         assert_eq!(kind(&[("idle_transaction_timeout", "60")]), None);
         let statement = [("log_bin", "ON"), ("binlog_format", "STATEMENT")];
         assert_eq!(kind(&statement), Some(K::Unsupported));
+    }
+
+    #[test]
+    fn any_time_of_silence_is_one_that_servers_take() {
+        assert_eq!(idle_seconds(Duration::ZERO), 1);
+        assert_eq!(idle_seconds(Duration::from_millis(2_500)), 2);
+        assert_eq!(idle_seconds(Duration::MAX), 31_536_000);
     }
 
     #[test]

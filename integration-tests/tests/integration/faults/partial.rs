@@ -109,6 +109,7 @@ enum Blow<'a> {
 
 /// All lanes are with `healthy` within two leases, and with it what was written since.
 async fn the_other_delivers_everything(
+    engine: Engine,
     world: &World<'_>,
     mut healthy: Worker,
     mut struck: Worker,
@@ -160,7 +161,7 @@ async fn the_other_delivers_everything(
     struck.stop().await?;
     let report = world.report().await?;
     println!(
-        "one of two {name}: its lanes moved after {moved:.1?}, what was written before was \
+        "{engine}, one of two {name}: its lanes moved after {moved:.1?}, what was written before was \
          delivered after {delivered:.1?}; {report} of at most {excused}"
     );
     // The lanes have moved in time, see above; what they hold takes longer on a busy machine.
@@ -168,9 +169,8 @@ async fn the_other_delivers_everything(
     report.check(excused)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_lanes_of_a_worker_that_lost_kafka_move_within_two_leases() -> Result<()> {
-    let Some(database) = servers::mysql().await else { return Ok(()) };
+async fn one_loses_kafka(engine: Engine) -> Result<()> {
+    let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     if Backend::Kafka.is_left_out() {
         return Ok(());
     }
@@ -179,20 +179,48 @@ async fn the_lanes_of_a_worker_that_lost_kafka_move_within_two_leases() -> Resul
     let world = World::new(database, &cluster).await?;
     let healthy = Worker::between(&world.url, &inner)?;
     let struck = Worker::start(&world)?;
-    the_other_delivers_everything(&world, healthy, struck, Blow::Kafka(&cluster)).await
+    the_other_delivers_everything(engine, &world, healthy, struck, Blow::Kafka(&cluster)).await
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_lanes_of_a_worker_that_cannot_settle_move_within_two_leases() -> Result<()> {
+async fn one_cannot_settle(engine: Engine) -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
-    if Backend::Database(Engine::MariaDb).is_left_out() {
+    if Backend::Database(engine).is_left_out() {
         return Ok(());
     }
-    let database = Database::private(Engine::MariaDb, Options::fast()).await?;
+    let database = Database::private(engine, Options::fast()).await?;
     let address = database.address().to_socket_addrs()?.next().context("an address")?;
     let proxy = Proxy::start(address, 1).await?;
     let world = World::new(&database, kafka).await?;
     let healthy = Worker::start(&world)?;
     let struck = Worker::between(&proxy.url(&database.unencrypted(&world.url)), kafka.bootstrap())?;
-    the_other_delivers_everything(&world, healthy, struck, Blow::Settlements(&proxy)).await
+    let blow = Blow::Settlements(&proxy);
+    the_other_delivers_everything(engine, &world, healthy, struck, blow).await
+}
+
+mod the_lanes_of_a_worker_that_lost_kafka_move_within_two_leases {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mariadb() -> Result<()> {
+        one_loses_kafka(Engine::MariaDb).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mysql() -> Result<()> {
+        one_loses_kafka(Engine::MySql).await
+    }
+}
+
+mod the_lanes_of_a_worker_that_cannot_settle_move_within_two_leases {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mariadb() -> Result<()> {
+        one_cannot_settle(Engine::MariaDb).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mysql() -> Result<()> {
+        one_cannot_settle(Engine::MySql).await
+    }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{
+    database::Engine,
     kafka::{AUTHORIZER, Kafka, KafkaCluster, Nodes},
     names,
     servers::{self, Backend},
@@ -84,11 +85,9 @@ impl Broker for Flaky {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_held_key_stays_held_and_a_parked_one_parked_after_every_relay_was_killed() -> Result<()>
-{
+async fn every_relay_is_killed(engine: Engine) -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
-    let Some(database) = servers::mariadb().await else { return Ok(()) };
+    let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     let world = World::on_topic(database, kafka, topic_of_small_messages(kafka).await?).await?;
     let topic = &world.topic;
     // Longer than all that follows, so that the first attempt is the only one.
@@ -137,6 +136,20 @@ async fn a_held_key_stays_held_and_a_parked_one_parked_after_every_relay_was_kil
     relay.stop().await
 }
 
+mod a_held_key_stays_held_and_a_parked_one_parked_after_every_relay_was_killed {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mariadb() -> Result<()> {
+        every_relay_is_killed(Engine::MariaDb).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mysql() -> Result<()> {
+        every_relay_is_killed(Engine::MySql).await
+    }
+}
+
 /// How a row waits: its id, its attempts, whether it is held, whether it waits for a retry.
 type Row = (u64, u32, bool, bool);
 
@@ -146,11 +159,9 @@ async fn standing(world: &World<'_>) -> Result<Vec<Row>> {
     Ok(sqlx::query_as(sql).fetch_all(&mut world.connect().await?).await?)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn under_the_policy_skip_a_message_that_is_too_large_dies_and_its_key_goes_on() -> Result<()>
-{
+async fn one_is_too_large(engine: Engine) -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
-    let Some(database) = servers::mysql().await else { return Ok(()) };
+    let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     let world = World::on_topic(database, kafka, topic_of_small_messages(kafka).await?).await?;
     let topic = &world.topic;
     let mut worker = Worker::start_with(&world, |builder| {
@@ -174,6 +185,20 @@ async fn under_the_policy_skip_a_message_that_is_too_large_dies_and_its_key_goes
         ensure!(arrived == expected, "{arrived:?}");
     }
     Ok(())
+}
+
+mod under_the_policy_skip_a_message_that_is_too_large_dies_and_its_key_goes_on {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mariadb() -> Result<()> {
+        one_is_too_large(Engine::MariaDb).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mysql() -> Result<()> {
+        one_is_too_large(Engine::MySql).await
+    }
 }
 
 /// Messages to a topic that cannot be written wait without an attempt; those to another flow.
@@ -212,15 +237,28 @@ async fn a_topic_waits(
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn messages_to_an_unknown_topic_wait_for_it_and_others_do_not_notice() -> Result<()> {
+async fn one_topic_is_unknown(engine: Engine) -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
-    let Some(database) = servers::mysql().await else { return Ok(()) };
+    let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     let world = World::new(database, kafka).await?;
     let worker = Worker::start(&world)?;
     let unknown = names::unique("later");
     let create = async || crate::kafka::create_topic(kafka, &unknown, 3, 1).await;
     a_topic_waits(&world, &unknown, &worker, create).await
+}
+
+mod messages_to_an_unknown_topic_wait_for_it_and_others_do_not_notice {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mariadb() -> Result<()> {
+        one_topic_is_unknown(Engine::MariaDb).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mysql() -> Result<()> {
+        one_topic_is_unknown(Engine::MySql).await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

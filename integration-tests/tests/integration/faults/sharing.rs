@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{
+    database::Engine,
     kafka::{KafkaCluster, Nodes},
     servers::{self, Backend},
 };
@@ -48,22 +49,27 @@ async fn share_out(workers: &[Worker]) -> Result<(Duration, Duration)> {
     Ok((owned, start.elapsed()))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn lanes_are_shared_fairly_within_two_leases_and_stand_still() -> Result<()> {
+/// So many workers run in turn: first more and more, then fewer.
+struct Turns {
+    joining: &'static [usize],
+    dying: &'static [usize],
+}
+
+async fn workers_come_and_go(engine: Engine, turns: Turns) -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
-    let Some(database) = servers::mysql().await else { return Ok(()) };
+    let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     let world = World::new(database, kafka).await?;
     let mut writers = Writers::start(&world, &world.outbox(), &Load::default());
     writers.pace(100);
     let mut workers = vec![];
     let (mut took, mut later, mut excused) = (vec![], 0, 0);
-    for count in [1, 2, 3, 5, 16, 17] {
+    for &count in turns.joining {
         while workers.len() < count {
             workers.push(Worker::start(&world)?);
         }
         took.push((count, share_out(&workers).await?));
     }
-    for count in [16, 5, 2, 1] {
+    for &count in turns.dying {
         for worker in workers.split_off(count) {
             excused += worker.excused(1);
             worker.crash().await;
@@ -82,20 +88,35 @@ async fn lanes_are_shared_fairly_within_two_leases_and_stand_still() -> Result<(
     excused += workers.iter().map(|worker| worker.excused(0)).sum::<usize>();
     let report = world.report().await?;
     println!(
-        "workers, and the time until all lanes have owners and are shared: {took:.1?}; {later} \
+        "{engine}, workers, and the time until all lanes have owners and are shared: {took:.1?}; {later} \
          moves afterwards; {report} of at most {excused}"
     );
     report.check(excused)
+}
+
+mod lanes_are_shared_fairly_within_two_leases_and_stand_still {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mysql() -> Result<()> {
+        let turns = Turns { joining: &[1, 2, 3, 5, 16, 17], dying: &[16, 5, 2, 1] };
+        workers_come_and_go(Engine::MySql, turns).await
+    }
+
+    /// Fewer turns, since each takes a lease or two and the rules are the same.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mariadb() -> Result<()> {
+        let turns = Turns { joining: &[1, 3, 17], dying: &[16, 2] };
+        workers_come_and_go(Engine::MariaDb, turns).await
+    }
 }
 
 /// How long a shutdown may take to wait for outcomes, and some statements more.
 const DRAIN: Duration = Duration::from_secs(5);
 const SLACK: Duration = Duration::from_secs(5);
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_shutdown_under_load_ends_in_time_with_kafka_up_or_down_and_leaves_no_lane() -> Result<()>
-{
-    let Some(database) = servers::mysql().await else { return Ok(()) };
+async fn a_worker_is_shut_down(engine: Engine) -> Result<()> {
+    let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     if Backend::Kafka.is_left_out() {
         return Ok(());
     }
@@ -142,6 +163,20 @@ async fn a_shutdown_under_load_ends_in_time_with_kafka_up_or_down_and_leaves_no_
     excused += worker.excused(0);
     worker.stop().await?;
     let report = world.report().await?;
-    println!("shutdown under load{line}; {report} of at most {excused}");
+    println!("{engine}, shutdown under load{line}; {report} of at most {excused}");
     report.check(excused)
+}
+
+mod a_shutdown_under_load_ends_in_time_with_kafka_up_or_down_and_leaves_no_lane {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mariadb() -> Result<()> {
+        a_worker_is_shut_down(Engine::MariaDb).await
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn mysql() -> Result<()> {
+        a_worker_is_shut_down(Engine::MySql).await
+    }
 }

@@ -1,6 +1,8 @@
 //! Plain SQL, as people type it into the server's own client.
 
 use integration_tests::servers;
+use outbox_core::Dispatcher;
+use outbox_testing::MemoryBroker;
 
 use super::*;
 
@@ -14,7 +16,7 @@ async fn ask(lab: &Lab, sql: &str) -> Result<Result<String, String>> {
 }
 
 on_both! {
-    async fn a_row_from_the_command_line_is_claimed_and_a_wrong_lane_is_refused(lab: Lab) -> Result<()> {
+    async fn a_row_from_the_command_line_is_delivered_and_a_wrong_lane_is_refused(lab: Lab) -> Result<()> {
         let insert = "INSERT INTO outbox (message_id, topic, message_key, payload";
         let id = "UNHEX(REPLACE('01998f00-0000-7000-8000-0000000000aa', '-', ''))";
         let plain = format!("{insert}) VALUES ({id}, 'orders', 'Key ', '{{}}')");
@@ -30,7 +32,11 @@ on_both! {
         );
         let complaint = ask(&lab, &wrong).await?.expect_err("the lane is wrong");
         assert!(complaint.contains("outbox_lane_is_of_key"), "{complaint}");
-        assert_eq!(lab.pending().await?.len(), 1);
+        let broker = MemoryBroker::new();
+        let dispatcher = Dispatcher::builder(lab.store.clone(), broker.clone()).build()?;
+        dispatcher.run_until_empty().await?;
+        broker.assert_published([("orders", "Key ")]);
+        assert_eq!(lab.pending().await?, []);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use outbox_core::observe::{Event, Observer};
 use outbox_core::{
     Broker, Dispatcher, DispatcherBuilder, DispatcherHandle, RunError, Store, Summary,
 };
-use outbox_kafka::KafkaBroker;
+use outbox_kafka::{KafkaBroker, Security};
 use outbox_mysql::{MySqlSchema, MySqlStore};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -196,7 +196,13 @@ pub(crate) fn store(url: &str) -> Result<MySqlStore> {
 
 /// The relay's side of a cluster.
 pub(crate) fn broker(bootstrap: &str) -> Result<KafkaBroker> {
-    Ok(KafkaBroker::builder(bootstrap).message_timeout(MESSAGE_TIMEOUT).build()?)
+    broker_with(bootstrap, Security::plaintext())
+}
+
+/// The relay's side of a cluster that asks for this.
+pub(crate) fn broker_with(bootstrap: &str, security: Security) -> Result<KafkaBroker> {
+    let builder = KafkaBroker::builder(bootstrap).message_timeout(MESSAGE_TIMEOUT);
+    Ok(builder.security(security).build()?)
 }
 
 /// Keeps the events that say what became of messages and lanes.

@@ -37,7 +37,7 @@ fn sentences(page: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The names of all functions below the folder.
+/// The names of all functions below the folder, and of modules: a test of several servers is one.
 fn collect(folder: &Path, functions: &mut HashSet<String>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
@@ -52,8 +52,8 @@ fn collect(folder: &Path, functions: &mut HashSet<String>) -> Result<()> {
 
 fn names(source: &str) -> impl Iterator<Item = String> {
     source.lines().filter_map(|line| {
-        let (_, name) = line.split_once("fn ")?;
-        Some(name.split(['(', '<']).next()?.trim().to_owned())
+        let named = ["fn ", "mod "].into_iter().find_map(|word| line.split_once(word));
+        Some(named?.1.split(['(', '<', ' ', ';']).next()?.to_owned())
     })
 }
 
@@ -69,8 +69,9 @@ mod tests {
     }
 
     #[test]
-    fn functions_are_found_whatever_stands_before_and_behind_their_names() {
-        let source = "    pub async fn one<F: Fixture>() {\n#[test]\nfn two() {\nlet x = 1;";
-        assert_eq!(names(source).collect::<Vec<_>>(), ["one", "two"]);
+    fn functions_and_modules_are_found_whatever_stands_before_and_behind_their_names() {
+        let source =
+            "    pub async fn one<F: Fixture>() {\n#[test]\nfn two() {\nlet x = 1;\nmod three {";
+        assert_eq!(names(source).collect::<Vec<_>>(), ["one", "two", "three"]);
     }
 }
