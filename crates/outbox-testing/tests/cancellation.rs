@@ -1,5 +1,7 @@
 //! Every public future is dropped at every point at which it waits; nothing is lost or broken.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;

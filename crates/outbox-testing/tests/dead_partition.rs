@@ -3,6 +3,8 @@
 //! The machine knows topics and keys, no partitions. A message to the dead one waits at the broker
 //! for the whole undecided time, so a window bears it if it has room for what goes there meanwhile.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use outbox_core::broker::BrokerProfile;

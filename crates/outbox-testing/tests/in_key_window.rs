@@ -1,6 +1,8 @@
 //! Several messages of one key at the broker: what holds without failures, and what a failure may
 //! do to the order.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use outbox_core::broker::PublishErrorKind;

@@ -1,5 +1,7 @@
 //! What can be built, and what is printed of it.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::error::Error;
 use std::io::Write;
 use std::sync::{Arc, Mutex};

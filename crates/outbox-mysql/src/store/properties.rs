@@ -33,7 +33,7 @@ impl Columns for Raw {
     }
 }
 
-fn text(number: impl ToString) -> Option<Vec<u8>> {
+fn text(number: &impl ToString) -> Option<Vec<u8>> {
     Some(number.to_string().into_bytes())
 }
 
@@ -51,8 +51,8 @@ fn stored(message: &Message) -> Vec<Option<Vec<u8>>> {
 
 /// A whole row: its place, no size, the content, age and state.
 fn whole(content: Vec<Option<Vec<u8>>>, state: Option<&str>) -> Raw {
-    let place = [text(7), text(3), None];
-    let end = [text(1_000), state.map(|state| state.as_bytes().to_vec())];
+    let place = [text(&7), text(&3), None];
+    let end = [text(&1_000), state.map(|state| state.as_bytes().to_vec())];
     Raw(place.into_iter().chain(content).chain(end).collect())
 }
 
