@@ -42,6 +42,7 @@ pub const BUGS: &[(&str, &str)] = &[
     ("hand-over-without-draining", "a lane is given up while its messages are at the broker"),
     ("release-before-the-answers", "a shutdown releases lanes before outcomes are known"),
     ("sick-worker-keeps-its-lanes", "a worker whose broker is dead calls itself healthy"),
+    ("late-rows-without-a-sweep", "rows that a sweep found are published before the next sweep"),
     ("idle-workers-are-invisible", "workers without lanes do not count, so none is handed to them"),
 ];
 

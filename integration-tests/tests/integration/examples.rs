@@ -2,6 +2,7 @@
 
 mod http;
 mod orders;
+mod orm;
 mod quickstart;
 mod relay;
 
@@ -131,4 +132,22 @@ async fn unit_testing_makes_sure_of_all_three_ways() -> Result<()> {
     let told = |way: &str| process.lines().iter().any(|line| line.starts_with(way));
     ensure!(ways.iter().all(|way| told(way)), "{:?}", process.lines());
     Ok(())
+}
+
+/// Runs an example that needs nothing, and looks for a line of it.
+async fn tells(name: &str, line: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let process = run(name, folder.path(), &[]).await?;
+    process.line_with(line, PATIENCE).await?;
+    succeeds(&process).await
+}
+
+#[tokio::test]
+async fn a_broker_of_ones_own_delivers_in_order() -> Result<()> {
+    tells("custom_broker", "delivered: 4").await
+}
+
+#[tokio::test]
+async fn a_store_of_ones_own_delivers_what_was_committed() -> Result<()> {
+    tells("custom_store", "published, in order: placed, paid").await
 }

@@ -7,7 +7,6 @@ mod faults;
 mod kafka;
 mod kafka_conformance;
 mod mysql;
-mod orm;
 mod provisioning;
 mod scenario;
 mod sqlite;

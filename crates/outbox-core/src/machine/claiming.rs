@@ -110,8 +110,12 @@ impl Machine {
         let mut order = ClaimOrder { lanes: self.open_lanes(), ..ClaimOrder::default() };
         let draining = self.stage != Stage::Running;
         if !draining {
-            self.add_fetch(&mut order, now);
+            let reads_late_rows = self.add_fetch(&mut order, now);
             self.add_page(&mut order, now);
+            let late = reads_late_rows && !seeded!("late-rows-without-a-sweep");
+            if late || order.page.is_some() {
+                self.add_sweep(&mut order);
+            }
         }
         self.add_watch(&mut order, now);
         if !draining {
@@ -140,7 +144,8 @@ impl Machine {
     }
 
     /// Rows by position: first those that bar their lane, then heads whose content is not here.
-    fn add_fetch(&mut self, order: &mut ClaimOrder, now: Time) {
+    /// Tells whether there are some of the first kind.
+    fn add_fetch(&mut self, order: &mut ClaimOrder, now: Time) -> bool {
         let limit = self.loaded_limit();
         let mut rows = limit.saturating_sub(self.loaded_rows).min(FETCH_ROWS);
         let mut bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
@@ -166,6 +171,7 @@ impl Machine {
                 }
             }
         }
+        let reads_late_rows = !order.fetch.is_empty();
         let probing = self.circuit.is_open();
         while let Some(id) = self.thirsty.pop_front() {
             let Some(key) = self.keys.get_mut(&id) else { continue };
@@ -210,6 +216,18 @@ impl Machine {
                 break;
             }
         }
+        reads_late_rows
+    }
+
+    /// A claim is complete downwards: what was never seen below its rows is read with it, and not
+    /// before them. Late rows need that as much as those of a page: what showed them, one of the
+    /// statements of a sweep or a scan, may have been read after another one that should have shown
+    /// a smaller id of the same transaction.
+    fn add_sweep(&self, order: &mut ClaimOrder) {
+        let late = seeded!("publish-before-sweep") && !self.claims.is_multiple_of(16);
+        if !late && !seeded!("high-water-mark") {
+            order.sweep = self.horizon.spans();
+        }
     }
 
     fn add_page(&mut self, order: &mut ClaimOrder, now: Time) {
@@ -246,11 +264,6 @@ impl Machine {
             _ => main,
         });
         order.bytes = order.bytes.max(4 * rows * self.typical_bytes);
-        // A claim is complete downwards: what was never seen below the page is read with it.
-        let late = seeded!("publish-before-sweep") && !self.claims.is_multiple_of(16);
-        if !late && !seeded!("high-water-mark") {
-            order.sweep = self.horizon.spans();
-        }
         order.open = self.horizon.aged(now);
     }
 

@@ -140,12 +140,19 @@ impl Database {
         self.committed().filter(move |(position, _)| *position > after && *position <= through)
     }
 
-    /// The second half, at a snapshot that is not older.
-    pub(super) fn rest(&self, claim: &Claim<'_>, reply: &mut ClaimReply, now: Duration) {
+    /// Every second span of the sweep, from the first or the second one on, at a snapshot that is
+    /// not older than the page's: a sweep may be several statements.
+    pub(super) fn sweep(&self, claim: &Claim<'_>, first: usize, reply: &mut ClaimReply) {
         for (position, row) in self.committed() {
-            if claim.sweep.iter().any(|span| span.contains(position)) {
+            if claim.sweep.iter().skip(first).step_by(2).any(|span| span.contains(position)) {
                 reply.swept.push(Swept::new(position, row.lane, row.message.size()));
             }
+        }
+    }
+
+    /// What is read after the sweep, at a snapshot that is not older.
+    pub(super) fn rest(&self, claim: &Claim<'_>, reply: &mut ClaimReply, now: Duration) {
+        for (position, row) in self.committed() {
             if claim.watch.contains(&position) {
                 let id = RowId::new(position, row.message.id());
                 reply.watched.push(Watched::new(id, self.state(row, now)));
@@ -173,6 +180,10 @@ impl Database {
                 reply.rows.push(self.delivery(*position, row, now));
             }
         }
+    }
+
+    /// The last part of a claim.
+    pub(super) fn scan(&self, claim: &Claim<'_>, reply: &mut ClaimReply) {
         if let Some(scan) = &claim.scan {
             let mine = self.window(scan).filter(|(_, row)| scan.lanes.contains(&row.lane));
             reply.scanned = mine

@@ -110,6 +110,10 @@ pub(crate) fn judge(committed: &HashMap<MessageId, Entry>, appearances: &[Appear
         let (home, last) = newest.entry(entry.aggregate).or_insert((partition, 0));
         if *home != partition || entry.sequence <= *last {
             verdict.disordered += 1;
+            println!(
+                "aggregate {}: {id} is {} after {last}, in partition {partition} (home {home})",
+                entry.aggregate, entry.sequence
+            );
         }
         *last = entry.sequence.max(*last);
     }

@@ -66,7 +66,8 @@ impl World {
         });
     }
 
-    /// A claim has two snapshots: the page's, and a later one of everything else.
+    /// A claim has four snapshots, each later than the one before: the page's, those of the two
+    /// halves of the sweep, the second with what is read by position, and the scan's.
     pub(super) fn claim(&mut self, index: usize, life: u64, order: Arc<ClaimOrder>) {
         let (effect_at, answer_at) = self.fate();
         let deadline = self.plan.settings.statement_deadline;
@@ -77,13 +78,20 @@ impl World {
         };
         let slow = self.plan.slow_reads && self.random.random_ratio(1, 4);
         let longer = if slow { self.millis(5, 400) } else { Duration::ZERO };
-        let between = (answer_at + longer).saturating_sub(at) / 2;
+        let between = (answer_at + longer).saturating_sub(at) / 4;
         self.after(at, move |world| {
             let mut reply = world.database.page(&order.request(), world.now);
             world.after(between, move |world| {
-                world.database.rest(&order.request(), &mut reply, world.now);
+                world.database.sweep(&order.request(), 0, &mut reply);
                 world.after(between, move |world| {
-                    world.answer(index, life, Input::Claimed(Ok(reply)));
+                    world.database.sweep(&order.request(), 1, &mut reply);
+                    world.database.rest(&order.request(), &mut reply, world.now);
+                    world.after(between, move |world| {
+                        world.database.scan(&order.request(), &mut reply);
+                        world.after(between, move |world| {
+                            world.answer(index, life, Input::Claimed(Ok(reply)));
+                        });
+                    });
                 });
             });
         });
