@@ -63,7 +63,7 @@ async fn a_quickstart_killed_half_way_loses_nothing_when_it_is_started_again() -
     // A kill that comes when all is delivered shows nothing.
     for _ in 0..TRIES {
         let killed = run("quickstart", folder.path(), &[]).await?;
-        killed.line_with("order-1: placed (Commit)", PATIENCE).await?;
+        killed.line_with("order-1: placed, reserved (Commit)", PATIENCE).await?;
         while !killed.has_ended()?
             && (count(folder.path(), OWNED).await? == 0
                 || count(folder.path(), WAITING).await? == 0)
