@@ -20,8 +20,11 @@ pub(super) struct Pace {
     again: bool,
 }
 
-/// At this many rows a second the interval has grown to `busiest`.
-const BUSY_ROWS_PER_SECOND: f64 = 4_000.0;
+/// At this many rows a second the interval has grown to `busiest`: with the square of the load,
+/// since the first hundreds a second cost a machine little, whatever the size of their batches.
+const BUSY_ROWS_PER_SECOND: f64 = 2_500.0;
+/// Commits that are announced one after the other are read together.
+const COMMITS: Duration = Duration::from_millis(2);
 /// After a nudge the commit is expected within this time.
 const NUDGED: Duration = Duration::from_millis(1);
 
@@ -51,9 +54,9 @@ impl Pace {
         let since = now.saturating_sub(self.last).max(self.shortest);
         self.last = now;
         if more || self.again {
+            self.next = if more { now } else { now + COMMITS };
             self.again = false;
             self.wait = self.shortest;
-            self.next = now;
             return;
         }
         self.wait = if rows == 0 {
@@ -61,7 +64,7 @@ impl Pace {
         } else {
             let rate = rows as f64 / since.as_secs_f64();
             let load = (rate / BUSY_ROWS_PER_SECOND).min(1.0);
-            self.busiest.mul_f64(load).max(self.shortest)
+            self.busiest.mul_f64(load * load).max(self.shortest)
         };
         self.next = now + self.wait.mul_f64(0.75 + 0.25 * random);
     }
@@ -77,7 +80,7 @@ impl Pace {
         match urgency {
             Urgency::Now => {
                 self.again = claiming;
-                self.next = now;
+                self.next = self.next.min(now.max(self.last + COMMITS));
             }
             Urgency::Soon => {
                 self.wait = self.shortest;
@@ -117,7 +120,7 @@ mod tests {
         let now = Duration::from_secs(1);
         pace.page(1, false, now, 1.0);
         pace.page(10, false, now + Duration::from_millis(10), 1.0);
-        assert_eq!(pace.wait, Duration::from_millis(5), "1,000 rows a second");
+        assert_eq!(pace.wait, Duration::from_micros(3_200), "1,000 rows a second");
         pace.page(1_000, false, now + Duration::from_millis(20), 1.0);
         assert_eq!(pace.wait, Duration::from_millis(20));
         pace.page(1_000, true, now + Duration::from_millis(40), 1.0);
@@ -135,6 +138,8 @@ mod tests {
         assert_eq!(pace.next(), now + NUDGED);
         pace.rung(Urgency::Now, true, now);
         pace.page(0, false, now, 1.0);
-        assert!(pace.is_due(now));
+        assert_eq!(pace.next(), now + COMMITS);
+        pace.rung(Urgency::Now, false, now + Duration::from_secs(1));
+        assert!(pace.is_due(now + Duration::from_secs(1)));
     }
 }
