@@ -36,8 +36,8 @@ pub struct KafkaBroker {
     profile: BrokerProfile,
     timing: Timing,
     together: Slot,
-    /// The same for large publishes. Nothing is sent by two producers at once: within a key no
-    /// message is outstanding beside those of one publish.
+    /// The same for large publishes. No key is at two producers at once: beside the messages of one
+    /// publish none of their keys is outstanding.
     bulk: Slot,
     /// One message a request: only its verdict condemns a message.
     alone: Slot,

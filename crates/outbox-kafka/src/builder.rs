@@ -152,9 +152,8 @@ impl KafkaBuilder {
             .set("linger.ms", "0")
             .set("batch.num.messages", "1");
         let mut bulk = together.clone();
-        let linger = self.linger.max(BULK_LINGER).min(self.message_timeout / 2);
         bulk.set("client.id", format!("{}-bulk", self.client_id))
-            .set("linger.ms", linger_millis(linger));
+            .set("linger.ms", linger_millis(self.linger.max(BULK_LINGER)));
         let secrets = Secrets::of(self.all_properties());
         let (together, bulk) = (Slot::new(together), Slot::new(bulk));
         for slot in [&together, &bulk] {

@@ -520,6 +520,9 @@ impl Machine {
                 return self.horizon.jump(covered);
             }
             self.horizon.pass(&seen, now, self.settings.grace);
+            if end && !seeded!("ages-are-trusted") {
+                self.horizon.end(now);
+            }
         }
     }
 

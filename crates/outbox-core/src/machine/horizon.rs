@@ -17,6 +17,8 @@ const MAX_SPANS: usize = 400;
 pub(super) struct Horizon {
     position: Position,
     holes: BTreeMap<Position, Hole>,
+    /// When a page last showed that nothing visible lies above.
+    ended: Option<Time>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,13 +39,17 @@ impl Horizon {
     }
 
     /// Takes in a page: its visible positions ascending, each with the row's age where known.
+    ///
+    /// A hole is at least as old as any row with a larger id; so those of a backlog are not waited
+    /// for. But ages are by the store's clock, which may step while an insert is under way. What
+    /// appeared after a page had come to the end is taken for no older than that, by our own clock.
     pub(super) fn pass(&mut self, page: &[(Position, Duration)], now: Time, grace: Duration) {
-        // A hole is at least as old as any row with a larger id.
+        let credible = self.ended.map_or(Duration::MAX, |ended| now.saturating_sub(ended));
         let mut oldest_above = Duration::ZERO;
         let mut holes = Vec::new();
         for index in (0..page.len()).rev() {
             let (position, age) = page[index];
-            oldest_above = oldest_above.max(age);
+            oldest_above = oldest_above.max(age.min(credible));
             let below = if index == 0 { self.position } else { page[index - 1].0 };
             if below.next() < position {
                 let until = now + grace.saturating_sub(oldest_above);
@@ -54,6 +60,11 @@ impl Horizon {
         if let Some((last, _)) = page.last() {
             self.position = self.position.max(*last);
         }
+    }
+
+    /// Takes in that a page showed all that was visible.
+    pub(super) fn end(&mut self, now: Time) {
+        self.ended = Some(now);
     }
 
     /// Takes in that every row up to here was shown, and that none will appear late.
@@ -166,6 +177,15 @@ mod tests {
         let aged: Vec<_> = horizon.aged(NOW).iter().map(|span| span.first.0).collect();
         assert_eq!(aged, [1, 3], "the row of 60 s is above both");
         assert_eq!(horizon.aged(NOW + GRACE).len(), 3);
+    }
+
+    #[test]
+    fn what_appears_after_the_end_is_no_older_than_that_whatever_the_clock_of_the_store_says() {
+        let mut horizon = Horizon::default();
+        horizon.end(NOW - GRACE / 2);
+        horizon.pass(&page(&[(2, 3_600)]), NOW, GRACE);
+        assert_eq!(horizon.aged(NOW).len(), 0);
+        assert_eq!(horizon.aged(NOW + GRACE / 2).len(), 1);
     }
 
     #[test]
