@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use outbox_core::broker::{Outcome, Outcomes, Outgoing};
@@ -14,26 +11,7 @@ use outbox_core::store::{
     Claim, Claimed, Delivered, KeepLeases, Page, Purge, Release, Settle, TakeOver,
 };
 use outbox_core::{Broker, Dispatcher, Lane, Lease, Message, MessageId, Store, WorkerId};
-use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
-
-/// The answer, if the future gives it within `polls` polls; otherwise it is dropped where it waits.
-async fn drop_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    poll_fn(move |context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            // The last one: nobody will wake us for what is dropped.
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
+use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod, drop_after};
 
 fn message(number: usize) -> Message {
     let key = (number % 3).to_string();

@@ -1,9 +1,7 @@
 //! Every future is dropped at every point at which it waits: the pool, the tables and the
 //! transaction stay intact.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
+use std::future::Future;
 use std::time::Duration;
 
 use outbox_core::dead_letters::DeadLetterQuery;
@@ -13,30 +11,12 @@ use outbox_core::{DeadLetters, MessageId};
 use outbox_sqlite::SqliteInbox;
 use outbox_sqlite::sqlx::SqlitePool;
 use outbox_sqlite::sqlx::sqlite::SqlitePoolOptions;
+use outbox_testing::drop_after;
 
 use super::*;
 
 /// Long for what waits for nothing. What hangs has lost a connection or a permit.
 const SOON: Duration = Duration::from_secs(60);
-
-/// The answer, if the future gives it within `polls` polls; otherwise it is dropped where it waits.
-async fn drop_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    poll_fn(move |context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            // The last one: nobody will wake us for what is dropped.
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(SOON, future).await.expect("a connection or a permit was lost")

@@ -4,9 +4,7 @@
 //! Except where sqlx prepares a statement, the first time on a connection: dropped there, it loses
 //! step with the server. What is left to promise then is that nothing is added by mistake.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
-use std::task::Poll;
+use std::future::Future;
 
 use outbox_core::dead_letters::{DeadLetterQuery, Place};
 use outbox_core::delivery::{Failure, Receipt, Settlement};
@@ -15,30 +13,12 @@ use outbox_core::{AddErrorKind, DeadLetters, MessageId};
 use outbox_mysql::MySqlInbox;
 use outbox_mysql::sqlx::MySqlPool;
 use outbox_mysql::sqlx::mysql::MySqlPoolOptions;
+use outbox_testing::drop_after;
 
 use super::*;
 
 /// Long for what waits for nothing. What hangs has lost a connection or a permit.
 const SOON: Duration = Duration::from_secs(60);
-
-/// The answer, if the future gives it within `polls` polls; otherwise it is dropped where it waits.
-async fn drop_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    poll_fn(move |context| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        match future.as_mut().poll(context) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            // The last one: nobody will wake us for what is dropped.
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 async fn soon<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(SOON, future).await.expect("a connection or a permit was lost")
