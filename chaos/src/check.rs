@@ -33,7 +33,7 @@ pub(crate) struct Befallen {
     pub(crate) healed: Duration,
 }
 
-/// What excuses repeated messages: DESIGN's bound, in its terms.
+/// What excuses repeated messages: the bound that the README promises, in its terms.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Excuses {
     /// Rows that a relay may have in flight.

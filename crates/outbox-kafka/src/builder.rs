@@ -24,8 +24,8 @@ const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_000_000;
 /// How long a message waits for others. A dispatcher hands over whole batches, so little is won by
 /// waiting longer.
 const DEFAULT_LINGER: Duration = Duration::from_millis(1);
-/// The same for a publish of a thousand messages and more, unless more was asked for: while they are
-/// handed over, requests of one millisecond would hold an eighth of what they can.
+/// The same for a publish of a thousand messages and more, unless more was asked for: while so many
+/// are handed over, requests of one millisecond stay small.
 const BULK_LINGER: Duration = Duration::from_millis(10);
 /// How long a topic may be unknown before messages for it fail, at most half the message timeout.
 /// librdkafka's 30 s would outlast it: a misspelt topic would look like an outage.
