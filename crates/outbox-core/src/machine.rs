@@ -311,8 +311,9 @@ struct Row {
     unreadable: Option<Box<Failure>>,
     /// No attempt before this time.
     parked_until: Option<Time>,
-    /// Attempts in a row whose outcome stayed unknown; they are not counted with the row.
-    ambiguous: u32,
+    /// Tries in a row that told nothing of the message, whose outcome is unknown or that were not
+    /// sent. They are not counted with the row.
+    inconclusive: u32,
     /// When the row was added, on our clock.
     added_at: Time,
     /// Answers to this claim and earlier ones may be older than what we know of the row.
@@ -574,7 +575,7 @@ impl Machine {
         }
         // While the broker is down, no topic is probed on its own.
         let probe = match self.circuit.is_open() {
-            true => self.circuit.probe_at().filter(|_| !self.ready.is_empty()),
+            true => self.circuit.probe_at().filter(|at| *at > now || !self.ready.is_empty()),
             false => self.topics.probe_at(),
         };
         if let Some(time) = probe {

@@ -1,15 +1,15 @@
 //! A partition that never answers, as one without a leader, beside what still answers.
 //!
 //! The machine knows topics and keys, no partitions. A message to the dead one waits at the broker
-//! for the whole undecided time, so a window bears it if it has room for what goes there meanwhile.
-
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! for the whole undecided time, so a window bears it if it has room for all that goes there
+//! meanwhile: twice over, since a topic may use half of the window.
 
 use std::time::Duration;
 
 use outbox_core::broker::BrokerProfile;
 use outbox_core::{Dispatcher, Message};
 use outbox_testing::{Fault, MemoryBroker, MemoryStore};
+use tokio::task::JoinHandle;
 
 const PARTITIONS: usize = 6;
 /// As Kafka's by default.
@@ -28,38 +28,93 @@ async fn commit(store: &MemoryStore, topic: &str, keys: impl Iterator<Item = usi
     tx.commit();
 }
 
+/// Seconds until a message that gets no answer is taken for slow, and what is behind it leaves its
+/// room to others.
+const UNTIL_SLOW: usize = 2;
+
 /// What a run is made of.
 struct Load {
     keys: usize,
     window: usize,
+    /// Whether half as much goes to a topic whose partitions are all well.
+    other_topic: bool,
 }
 
-/// How many seconds of their load the live partitions were behind at most.
-async fn behind(load: Load) -> usize {
+/// A broker of which one partition of `orders` never answers.
+fn dead_partition() -> (MemoryStore, MemoryBroker) {
     let profile = BrokerProfile::new(1_000_000, UNDECIDED);
-    let (store, broker) = (MemoryStore::new(), MemoryBroker::new().with_profile(profile));
+    let broker = MemoryBroker::new().with_profile(profile);
     let is_dead = |message: &Message| message.topic() == "orders" && message.partition() == Some(0);
     broker.fail_when(move |delivery| is_dead(&delivery.message), Fault::Silence);
-    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).rows_in_flight(load.window);
-    let running = tokio::spawn(dispatcher.build().unwrap().run(std::future::pending()));
+    (MemoryStore::new(), broker)
+}
+
+fn relay(store: &MemoryStore, broker: &MemoryBroker, window: usize) -> JoinHandle<()> {
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).rows_in_flight(window);
+    let dispatcher = dispatcher.build().unwrap();
+    tokio::spawn(async move { drop(dispatcher.run(std::future::pending()).await) })
+}
+
+/// How many seconds of their load the live partitions, and the other topic, were behind at most.
+async fn behind(load: Load) -> (usize, usize) {
+    let (store, broker) = dead_partition();
+    let running = relay(&store, &broker, load.window);
     // Until it has its lanes.
     commit(&store, "first", [1].into_iter()).await;
     broker.wait_for(1).await;
     let live = RATE * (PARTITIONS - 1) / PARTITIONS;
-    let mut furthest = 0;
+    let (mut partitions, mut topic) = (0, 0);
     for second in 1..=SECONDS {
         let keys = |count: usize| (0..count).map(move |n| (second * RATE + n) % load.keys);
         commit(&store, "orders", keys(RATE)).await;
+        if load.other_topic {
+            commit(&store, "well", keys(RATE / 2)).await;
+        }
         tokio::time::sleep(Duration::from_secs(1)).await;
         let missing = second * live - broker.published_to("orders").len();
-        furthest = furthest.max(missing.div_ceil(live));
+        partitions = partitions.max(missing.div_ceil(live));
+        if load.other_topic {
+            let missing = second * (RATE / 2) - broker.published_to("well").len();
+            topic = topic.max(missing.div_ceil(RATE / 2));
+        }
     }
     running.abort();
-    furthest
+    (partitions, topic)
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_few_keys_a_dead_partition_holds_up_no_other_one_however_small_the_window() {
+    // One message of each key: ten of the fifty that the topic may have at the broker.
+    let load = Load { keys: 60, window: 100, other_topic: false };
+    assert!(behind(load).await.0 <= UNTIL_SLOW);
 }
 
 #[tokio::test(start_paused = true)]
 async fn of_many_keys_a_dead_partition_holds_up_no_other_one_in_a_window_with_room_for_it() {
-    let load = Load { keys: 6_000, window: 10_000 };
-    assert_eq!(behind(load).await, 0);
+    let load = Load { keys: 6_000, window: 10_000, other_topic: false };
+    assert_eq!(behind(load).await.0, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_partition_that_fills_its_topics_half_of_the_window_holds_up_no_other_topic() {
+    let load = Load { keys: 6_000, window: 100, other_topic: true };
+    let (partitions, topic) = behind(load).await;
+    assert!(partitions > UNTIL_SLOW, "the window had room for it: the test shows nothing");
+    assert!(topic <= UNTIL_SLOW, "{topic}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_partition_alone_at_the_broker_stops_nothing_that_comes_later() {
+    let (store, broker) = dead_partition();
+    let running = relay(&store, &broker, 10_000);
+    commit(&store, "orders", [0, PARTITIONS].into_iter()).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    for key in 1..PARTITIONS {
+        commit(&store, "orders", [key].into_iter()).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(broker.published_to("orders").len(), key, "ten seconds after it was added");
+        // So that the dead one is alone again.
+        tokio::time::sleep(Duration::from_secs(300)).await;
+    }
+    running.abort();
 }

@@ -8,8 +8,9 @@ const FIRST_PROBE: Duration = Duration::from_millis(250);
 const LAST_PROBE: Duration = Duration::from_secs(5);
 
 /// Opens when the broker is unavailable, or when something timed out, provided nothing was
-/// acknowledged since that message was sent; any acknowledgement closes it. One leaderless
-/// partition therefore does not open it. While it is open, single messages probe.
+/// acknowledged since that message was sent; any acknowledgement closes it. Beside traffic, one
+/// leaderless partition therefore does not open it. While it is open, single messages probe. None
+/// waits for the answer to the one before, which may be for such a partition and never get one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Circuit {
     open: Option<Open>,
@@ -21,7 +22,6 @@ struct Open {
     since: Time,
     probe_at: Time,
     wait: Duration,
-    probing: bool,
 }
 
 impl Circuit {
@@ -41,19 +41,20 @@ impl Circuit {
     pub(super) fn allows(&self, wanted: usize, now: Time) -> usize {
         match self.open {
             None => wanted,
-            Some(open) if !open.probing && open.probe_at <= now => wanted.min(1),
+            Some(open) if open.probe_at <= now => wanted.min(1),
             Some(_) => 0,
         }
     }
 
     pub(super) fn probe_at(&self) -> Option<Time> {
-        self.open.filter(|open| !open.probing).map(|open| open.probe_at)
+        self.open.map(|open| open.probe_at)
     }
 
     /// Something was sent; if the circuit is open, it was a probe.
-    pub(super) fn sent(&mut self) {
+    pub(super) fn sent(&mut self, now: Time, random: f64) {
         if let Some(open) = &mut self.open {
-            open.probing = true;
+            open.probe_at = now + open.wait.mul_f64(0.5 + 0.5 * random);
+            open.wait = (open.wait * 2).min(LAST_PROBE);
         }
     }
 
@@ -70,20 +71,17 @@ impl Circuit {
             return false;
         }
         let opened = self.open.is_none();
-        let wait = self.open.map_or(FIRST_PROBE, |open| (open.wait * 2).min(LAST_PROBE));
-        let since = self.open.map_or(now, |open| open.since);
-        // Answers of what was sent before the circuit opened must not push the probe away.
-        if opened || self.open.is_some_and(|open| open.probing) {
-            let probe_at = now + wait.mul_f64(0.5 + 0.5 * random);
-            self.open = Some(Open { since, probe_at, wait, probing: false });
+        if opened {
+            let probe_at = now + FIRST_PROBE.mul_f64(0.5 + 0.5 * random);
+            self.open = Some(Open { since: now, probe_at, wait: FIRST_PROBE * 2 });
         }
         opened
     }
 
-    /// The probe ended without telling anything about the broker: probe again at once.
-    pub(super) fn inconclusive(&mut self) {
+    /// A probe ended without telling anything about the broker: probe again at once.
+    pub(super) fn inconclusive(&mut self, now: Time) {
         if let Some(open) = &mut self.open {
-            open.probing = false;
+            open.probe_at = now;
         }
     }
 }
@@ -112,11 +110,14 @@ mod tests {
         circuit.troubled(at(0), at(0), 1.0);
         assert_eq!(circuit.probe_at(), Some(at(250)));
         assert_eq!(circuit.allows(100, at(250)), 1);
-        circuit.sent();
-        assert_eq!(circuit.allows(100, at(10_000)), 0, "one probe at a time");
-        circuit.troubled(at(250), at(300), 1.0);
-        assert_eq!(circuit.probe_at(), Some(at(800)));
-        circuit.sent();
+        circuit.sent(at(250), 1.0);
+        assert_eq!(circuit.allows(100, at(749)), 0);
+        assert_eq!(circuit.allows(100, at(750)), 1, "the first probe has no answer yet");
+        circuit.sent(at(750), 1.0);
+        circuit.troubled(at(250), at(800), 1.0);
+        assert_eq!(circuit.probe_at(), Some(at(1_750)), "answers do not push a probe away");
+        circuit.inconclusive(at(900));
+        assert_eq!(circuit.allows(100, at(900)), 1);
         assert!(circuit.acknowledged(at(900)));
         assert_eq!(circuit.allows(100, at(900)), 100);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{Key, KeyId, Place};
+use super::publishing::Batch;
 use super::{Action, ClaimOrder, Claiming, Machine, PageOrder, Phase, Row, Stage, Time};
 use crate::delivery::{Delivery, Lane, Position, RowState};
 use crate::observe::{Event, Step};
@@ -15,6 +16,8 @@ use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watch
 const FETCH_ROWS: usize = 500;
 /// Rows watched in one claim.
 const WATCH_ROWS: usize = 500;
+/// Rows of a page while the broker is down.
+const PROBE_ROWS: usize = 100;
 /// Rows of one step of the slow full sweep.
 const SCAN_ROWS: usize = 1_000;
 /// However full the window is, rows that bar others or head their key may be read up to this.
@@ -54,16 +57,17 @@ impl Machine {
     /// Whether a page may be read: there is room for its rows, and somebody to send them to.
     pub(super) fn may_page(&self, now: Time) -> bool {
         self.stage == Stage::Running
-            && (!self.circuit.is_open() || self.has_no_probe())
+            && (!self.circuit.is_open() || self.needs_probe(now))
             && self.checked
             && self.leases.iter().any(|(_, held)| held.draining.is_none() && held.until > now)
             && (!self.is_full() || self.catch_up.is_some() || !self.fresh_lanes.is_empty())
             && self.page_rows() > 0
     }
 
-    /// While the broker is down no pages are read, unless there is nothing else to probe it with.
-    fn has_no_probe(&self) -> bool {
-        self.is_waiting_for_rows() && self.parked.is_empty()
+    /// While the broker is down no pages are read, unless there is nothing at hand to probe it with.
+    /// Keys whose probes were in vain do not count: what they are for may be all that is down.
+    fn needs_probe(&self, now: Time) -> bool {
+        self.ready.is_empty() && self.circuit.allows(1, now) > 0
     }
 
     fn is_full(&self) -> bool {
@@ -78,7 +82,8 @@ impl Machine {
     /// How many rows the next page may have; zero unless it is worth while.
     fn page_rows(&self) -> usize {
         let by_size = |bytes: usize| (bytes / (4 * self.typical_bytes)).max(1);
-        let full_page = self.settings.page_rows.min(by_size(self.settings.bytes_in_flight / 4));
+        let by_window = self.settings.page_rows.min(self.settings.rows_in_flight);
+        let full_page = by_window.min(by_size(self.settings.bytes_in_flight / 4));
         let rows = self.loaded_limit().saturating_sub(self.loaded_rows);
         let bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
         let room = full_page.min(rows).min(by_size(bytes.min(CLAIM_BYTES)));
@@ -107,6 +112,7 @@ impl Machine {
         if self.claim_failing.is_some() && !self.pace.is_due(now) {
             return None;
         }
+        self.topics.age(self.next_batch, now);
         let mut order = ClaimOrder { lanes: self.open_lanes(), ..ClaimOrder::default() };
         let draining = self.stage != Stage::Running;
         if !draining {
@@ -196,8 +202,7 @@ impl Machine {
                 self.thirsty.push_front(id);
                 break;
             }
-            let ahead =
-                if probing || topic.is_congested(now) { 1 } else { self.settings.key_buffer };
+            let ahead = if probing || topic.is_congested() { 1 } else { self.settings.key_buffer };
             let mut some = false;
             for position in key.queue.iter().take(ahead) {
                 let Some(row) = self.rows.get(position) else { continue };
@@ -236,14 +241,15 @@ impl Machine {
             self.tell(Event::Full { rows: self.rows.len() });
         }
         self.full = full;
-        if self.loaded_rows >= self.loaded_limit() {
+        if self.page_rows() == 0 {
             self.make_room(now);
         }
         if !self.pace.is_due(now) || !self.may_page(now) {
             return;
         }
         self.start_catch_up();
-        let rows = self.page_rows();
+        let probing = self.circuit.is_open();
+        let rows = if probing { self.page_rows().min(PROBE_ROWS) } else { self.page_rows() };
         let main = PageOrder {
             lanes: order.lanes.clone(),
             after: self.horizon.position(),
@@ -283,15 +289,20 @@ impl Machine {
         }
     }
 
-    /// Rows of a topic that cannot send give their content up when others need the window.
+    /// Rows that cannot be sent soon give their content up when others need the window: those of a
+    /// topic that cannot send, and those behind one that has waited for its answer for long.
     fn make_room(&mut self, now: Time) {
         for topic in self.topics.ids() {
-            if !self.topics.get(topic).is_congested(now) {
+            if !self.topics.get(topic).is_congested() {
                 continue;
             }
             for id in self.topics.get(topic).stalled.clone() {
                 self.strip(id, 0);
             }
+        }
+        let old = self.batches.values().take_while(|batch| batch.is_slow(now));
+        for id in old.flat_map(Batch::keys).collect::<Vec<_>>() {
+            self.strip(id, 0);
         }
     }
 
@@ -414,7 +425,7 @@ impl Machine {
                     row.phase = Phase::Queued;
                     if old.revision != new.revision {
                         // An operator wants it tried again, and may have mended it.
-                        row.ambiguous = 0;
+                        row.inconclusive = 0;
                         row.unreadable = None;
                     }
                     set_state(row, new, now);
@@ -641,7 +652,7 @@ impl Machine {
             content: None,
             unreadable: None,
             parked_until: None,
-            ambiguous: 0,
+            inconclusive: 0,
             changed_at_claim: 0,
             added_at: now.saturating_sub(delivery.age),
         };
@@ -671,7 +682,7 @@ impl Machine {
             content: None,
             unreadable: Some(Box::new(unreadable.failure)),
             parked_until: None,
-            ambiguous: 0,
+            inconclusive: 0,
             changed_at_claim: 0,
             added_at: now.saturating_sub(unreadable.age),
         };

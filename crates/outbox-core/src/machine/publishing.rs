@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{Key, KeyId, Place};
-use super::topics::TopicId;
+use super::topics::{SLOW, TopicId};
 use super::{Action, Machine, Phase, Stage, Time};
 use crate::broker::{Outcome, PublishErrorKind};
 use crate::delivery::{Delivery, Failure, Lane, Lease, Position, Receipt, RowId, Settlement};
@@ -18,9 +18,12 @@ use crate::store::{Delivered, Failed};
 const BATCH_ROWS: usize = 4_000;
 /// A publish that the window would cut short waits for more room, so long after the last one.
 const GATHER: Duration = Duration::from_millis(50);
-/// A message that was certainly not sent is offered again after this time, if nothing else makes
-/// it wait.
-const NOT_SENT_WAIT: Duration = Duration::from_millis(100);
+/// Messages that were certainly not sent are offered again on this schedule: as long as their
+/// partition does not answer there may be many of them.
+const NOT_SENT: RetryPolicy =
+    RetryPolicy::exponential(Duration::from_millis(100), Duration::from_secs(10));
+/// While the broker cannot be used, its circuit makes everything wait.
+const UNAVAILABLE_WAIT: Duration = Duration::from_millis(100);
 /// Messages whose outcome is unknown are sent again on this schedule; nothing is counted.
 const AMBIGUOUS: RetryPolicy =
     RetryPolicy::exponential(Duration::from_secs(1), Duration::from_secs(60));
@@ -45,6 +48,16 @@ struct Entry {
 impl Batch {
     pub(super) fn has_lane(&self, lane: Lane) -> bool {
         self.entries.iter().flatten().any(|entry| entry.lane == lane)
+    }
+
+    /// Whether what has no answer has waited for long.
+    pub(super) fn is_slow(&self, now: Time) -> bool {
+        now.saturating_sub(self.sent) >= SLOW
+    }
+
+    /// The keys of its messages without an answer.
+    pub(super) fn keys(&self) -> impl Iterator<Item = KeyId> {
+        self.entries.iter().flatten().map(|entry| entry.key)
     }
 }
 
@@ -149,7 +162,8 @@ impl Machine {
         if entries.is_empty() {
             return None;
         }
-        self.circuit.sent();
+        let random = self.chance();
+        self.circuit.sent(now, random);
         self.published_at = now;
         let number = self.next_batch;
         self.next_batch += 1;
@@ -245,7 +259,7 @@ impl Machine {
         row.phase = Phase::Offered;
         key.queue.pop_front();
         key.outstanding += 1;
-        self.topics.get_mut(row.topic).sent(row.bytes, now);
+        self.topics.get_mut(row.topic).sent(row.bytes);
         let entry = Entry { position, key: id, topic: row.topic, lane: row.lane, bytes: row.bytes };
         if seeded!("settled-before-the-answer") {
             let delivered = Delivered::new(RowId::new(position, row.id), Receipt::default());
@@ -268,7 +282,7 @@ impl Machine {
         self.offered -= 1;
         self.loaded_rows -= 1;
         self.loaded_bytes -= entry.bytes;
-        self.topics.get_mut(entry.topic).answered(entry.bytes);
+        self.topics.answered(entry.topic, batch, entry.bytes);
         if let Some(key) = self.keys.get_mut(&entry.key) {
             key.outstanding -= 1;
         }
@@ -338,13 +352,13 @@ impl Machine {
                 }
             }
             PublishErrorKind::Destination => {
-                self.circuit.inconclusive();
+                self.circuit.inconclusive(now);
                 if self.topics.get_mut(entry.topic).close(now, random) {
                     self.tell(Event::TopicClosed { topic: Arc::clone(&name) });
                 }
             }
             _ => {
-                self.circuit.inconclusive();
+                self.circuit.inconclusive(now);
                 self.topics.get_mut(entry.topic).inconclusive();
             }
         }
@@ -370,13 +384,15 @@ impl Machine {
         }
         let Some(row) = self.rows.get_mut(&entry.position) else { return };
         row.parked_until = match kind {
-            PublishErrorKind::Unknown => {
-                row.ambiguous = row.ambiguous.saturating_add(1);
-                Some(now + AMBIGUOUS.wait(row.ambiguous, random))
+            PublishErrorKind::Unknown | PublishErrorKind::NotSent => {
+                row.inconclusive = row.inconclusive.saturating_add(1);
+                let sent = kind == PublishErrorKind::Unknown;
+                let schedule = if sent { AMBIGUOUS } else { NOT_SENT };
+                Some(now + schedule.wait(row.inconclusive, random))
             }
             // Its topic makes it wait.
             PublishErrorKind::Destination => row.parked_until,
-            _ => Some(now + NOT_SENT_WAIT),
+            _ => Some(now + UNAVAILABLE_WAIT),
         };
     }
 

@@ -10,6 +10,8 @@ use crate::retry::TopicPolicy;
 
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LAST_PROBE: Duration = Duration::from_secs(30);
+/// A message that waits longer for its answer makes its topic slow.
+pub(super) const SLOW: Duration = Duration::from_secs(1);
 /// However often a topic timed out, this many of its messages may be outstanding.
 const SMALLEST_SHARE: usize = 16;
 
@@ -22,6 +24,9 @@ pub(super) struct Topics {
     all: Vec<Topic>,
     policies: HashMap<String, TopicPolicy>,
     largest_share: usize,
+    /// When it was last looked which topics are slow, and the first batch that came later.
+    aged_at: Time,
+    age_batch: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -35,7 +40,10 @@ pub(super) struct Topic {
     /// How many of its messages may be outstanding. Halved after a timeout, grows with answers.
     share: usize,
     halved_at: Option<Time>,
-    full_since: Option<Time>,
+    /// Messages of those offered that were sent before it was last looked which topics are slow.
+    old: usize,
+    /// One of them had waited for its answer all the time since it was looked before.
+    slow: bool,
     /// The destination is unknown or forbidden: single messages probe.
     closed: Option<Closed>,
     /// Its entries among the keys that are ready, stale ones included.
@@ -55,7 +63,14 @@ struct Closed {
 impl Topics {
     pub(super) fn new(policies: HashMap<String, TopicPolicy>, largest_share: usize) -> Self {
         let largest_share = largest_share.max(1);
-        Self { by_name: HashMap::new(), all: Vec::new(), policies, largest_share }
+        Self {
+            by_name: HashMap::new(),
+            all: Vec::new(),
+            policies,
+            largest_share,
+            aged_at: Time::ZERO,
+            age_batch: 0,
+        }
     }
 
     pub(super) fn id(&mut self, name: &str) -> TopicId {
@@ -77,7 +92,8 @@ impl Topics {
             offered_bytes: 0,
             share: self.largest_share,
             halved_at: None,
-            full_since: None,
+            old: 0,
+            slow: false,
             closed: None,
             ready: 0,
             stalled: VecDeque::new(),
@@ -101,6 +117,28 @@ impl Topics {
     pub(super) fn probe_at(&self) -> Option<Time> {
         let waiting = self.all.iter().filter(|topic| !topic.stalled.is_empty());
         waiting.filter_map(|t| t.closed).filter(|c| !c.probing).map(|c| c.probe_at).min()
+    }
+
+    /// Looks once a second which topics have a message that got no answer since the last time.
+    pub(super) fn age(&mut self, next_batch: u64, now: Time) {
+        if now.saturating_sub(self.aged_at) < SLOW {
+            return;
+        }
+        (self.aged_at, self.age_batch) = (now, next_batch);
+        for topic in &mut self.all {
+            topic.slow = topic.old > 0;
+            topic.old = topic.offered;
+        }
+    }
+
+    /// A message of this batch was answered.
+    pub(super) fn answered(&mut self, id: TopicId, batch: u64, bytes: usize) {
+        let is_old = batch < self.age_batch;
+        let topic = self.get_mut(id);
+        topic.offered -= 1;
+        topic.offered_bytes -= bytes;
+        topic.old -= usize::from(is_old);
+        topic.slow &= topic.old > 0;
     }
 
     pub(super) fn acknowledged(&mut self, id: TopicId) -> bool {
@@ -133,22 +171,11 @@ impl Topic {
         self.share.saturating_sub(self.offered + self.ready)
     }
 
-    pub(super) fn sent(&mut self, bytes: usize, now: Time) {
+    pub(super) fn sent(&mut self, bytes: usize) {
         self.offered += 1;
         self.offered_bytes += bytes;
-        if self.offered >= self.share {
-            self.full_since.get_or_insert(now);
-        }
         if let Some(closed) = &mut self.closed {
             closed.probing = true;
-        }
-    }
-
-    pub(super) fn answered(&mut self, bytes: usize) {
-        self.offered -= 1;
-        self.offered_bytes -= bytes;
-        if self.offered < self.share {
-            self.full_since = None;
         }
     }
 
@@ -179,11 +206,9 @@ impl Topic {
         }
     }
 
-    /// Whether its share has been used up for so long that its messages should not fill the
-    /// window that other topics need.
-    pub(super) fn is_congested(&self, now: Time) -> bool {
-        self.closed.is_some()
-            || self.full_since.is_some_and(|at| now.saturating_sub(at) >= Duration::from_secs(1))
+    /// Whether its messages should not fill the window that other topics need.
+    pub(super) fn is_congested(&self) -> bool {
+        self.closed.is_some() || self.slow
     }
 }
 
@@ -199,7 +224,7 @@ mod tests {
         let id = topics.id("t");
         let now = Duration::from_secs(1);
         for _ in 0..50 {
-            topics.get_mut(id).sent(10, now);
+            topics.get_mut(id).sent(10);
         }
         assert!(topics.get(id).allows(1_000, now));
         topics.get_mut(id).timed_out(now, UNDECIDED);
@@ -219,12 +244,31 @@ mod tests {
         assert!(!topic.close(Duration::ZERO, 1.0));
         assert!(!topic.allows(1_000, Duration::from_millis(499)));
         assert!(topic.allows(1_000, Duration::from_millis(500)));
-        topic.sent(1, Duration::from_millis(500));
+        topic.sent(1);
         assert!(!topic.allows(1_000, Duration::from_secs(60)));
-        topic.answered(1);
+        topics.answered(id, 0, 1);
+        let topic = topics.get_mut(id);
         topic.close(Duration::from_secs(1), 1.0);
         assert!(!topic.allows(1_000, Duration::from_millis(1_999)));
         assert!(topics.acknowledged(id));
         assert!(topics.get(id).allows(1_000, Duration::ZERO));
+    }
+
+    #[test]
+    fn a_topic_is_slow_while_a_message_waits_for_longer_than_a_second() {
+        let mut topics = Topics::new(HashMap::new(), 100);
+        let id = topics.id("t");
+        let second = |n| Duration::from_secs(n);
+        topics.get_mut(id).sent(1);
+        topics.age(1, second(1));
+        assert!(!topics.get(id).is_congested(), "it may have been sent just now");
+        for batch in 1..4 {
+            topics.get_mut(id).sent(1);
+            topics.answered(id, batch, 1);
+            topics.age(batch + 1, second(1 + batch));
+            assert!(topics.get(id).is_congested(), "answers to others do not help the first");
+        }
+        topics.answered(id, 0, 1);
+        assert!(!topics.get(id).is_congested());
     }
 }
