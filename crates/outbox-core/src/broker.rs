@@ -24,6 +24,9 @@ use crate::delivery::{Delivery, Failure};
 ///   different, in keys, payloads and header values.
 /// - [`BrokerProfile::undecided`] counts from the begin of a publish. A broker that sends a batch
 ///   bit by bit stops handing over in time, and answers the rest [`PublishErrorKind::NotSent`].
+/// - Where a part of the broker can fail alone, as a partition can, what is for it is best answered
+///   [`PublishErrorKind::NotSent`] once that is known, but for a message that probes. Messages that
+///   wait for an answer fill the dispatcher's window, and a topic may use half of it.
 /// - A batch holds several messages of a key only if the dispatcher was told to pipeline within
 ///   keys. Behind one that failed, none of its key should be sent.
 ///
@@ -171,7 +174,8 @@ pub enum PublishErrorKind {
     /// The broker as a whole cannot be used. Not counted; everything waits.
     #[error("broker is unavailable")]
     Unavailable,
-    /// Certainly not in the log, and nobody's fault. Not counted; offered again.
+    /// Certainly not in the log, and nobody's fault. Not counted; offered again, from 100 ms to 10 s
+    /// later the more often it happens.
     #[error("message was not sent")]
     NotSent,
     /// May have been published, as after every timeout. Not counted as an attempt; the key waits

@@ -311,9 +311,10 @@ struct Row {
     unreadable: Option<Box<Failure>>,
     /// No attempt before this time.
     parked_until: Option<Time>,
-    /// Tries in a row that told nothing of the message, whose outcome is unknown or that were not
-    /// sent. They are not counted with the row.
-    inconclusive: u32,
+    /// Tries whose outcome stayed unknown, and tries that were not sent. They are not counted with
+    /// the row.
+    unknown: u16,
+    not_sent: u16,
     /// When the row was added, on our clock.
     added_at: Time,
     /// Answers to this claim and earlier ones may be older than what we know of the row.

@@ -9,6 +9,7 @@ use outbox_core::broker::{
     Broker, BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind,
 };
 use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, Producer as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -16,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::batch::Batch;
 use crate::builder::KafkaBuilder;
 use crate::context::Context;
+use crate::partitions::{Partitions, Route};
 use crate::producer::Slot;
 use crate::timing::Timing;
 use crate::{record, verdict};
@@ -33,20 +35,21 @@ const BULK: usize = 1_000;
 ///
 /// `Debug` prints the values of harmless properties only.
 pub struct KafkaBroker {
-    profile: BrokerProfile,
-    timing: Timing,
-    together: Slot,
+    pub(crate) profile: BrokerProfile,
+    pub(crate) timing: Timing,
+    pub(crate) together: Slot,
     /// The same for large publishes. No key is at two producers at once: beside the messages of one
     /// publish none of their keys is outstanding.
-    bulk: Slot,
+    pub(crate) bulk: Slot,
     /// One message a request: only its verdict condemns a message.
-    alone: Slot,
+    pub(crate) alone: Slot,
+    pub(crate) partitions: Arc<Partitions>,
     /// Whose turn it is to hand over: a batch that waits for room is not overtaken.
-    turn: Mutex<()>,
+    pub(crate) turn: Mutex<()>,
     /// Whose turn it is to send a suspect.
-    turn_alone: Mutex<()>,
+    pub(crate) turn_alone: Mutex<()>,
     /// A topic that was published to, for cheap checks.
-    topic: OnceLock<String>,
+    pub(crate) topic: OnceLock<String>,
 }
 
 impl KafkaBroker {
@@ -55,28 +58,23 @@ impl KafkaBroker {
         KafkaBuilder::new(bootstrap.into())
     }
 
-    pub(crate) fn new(
-        max_message_bytes: usize,
-        timing: Timing,
-        together: Slot,
-        bulk: Slot,
-        alone: Slot,
-    ) -> Self {
-        Self {
-            profile: BrokerProfile::new(max_message_bytes, timing.undecided()),
-            timing,
-            together,
-            bulk,
-            alone,
-            turn: Mutex::default(),
-            turn_alone: Mutex::default(),
-            topic: OnceLock::new(),
-        }
-    }
-
     /// The producer for a publish of so many messages.
     fn slot(&self, messages: usize) -> &Slot {
         if messages < BULK { &self.together } else { &self.bulk }
+    }
+
+    /// Has the partitions of a topic counted, if there is one with a partition that does not answer.
+    /// Nothing waits for that.
+    fn count_partitions(&self) {
+        let Some(topic) = self.partitions.uncounted(std::time::Instant::now()) else { return };
+        let Ok(producer) = self.together.producer() else { return };
+        let (partitions, timeout) = (Arc::clone(&self.partitions), self.timing.message);
+        tokio::task::spawn_blocking(move || {
+            let fetched = producer.client().fetch_metadata(Some(&topic), timeout);
+            if let Some(found) = fetched.iter().flat_map(Metadata::topics).next() {
+                partitions.counted(&topic, found.partitions().len());
+            }
+        });
     }
 
     /// Hands over the messages of a batch in order, without a pause unless the queue is full.
@@ -92,8 +90,19 @@ impl KafkaBroker {
             Ok(producer) => producer,
             Err(refusal) => return fail_from(0, refusal.kind, refusal.code),
         };
+        let mut gate = self.partitions.gate();
         for (index, outgoing) in messages.iter().enumerate() {
-            while let Err(code) = self.send(&producer, outgoing, index, batch) {
+            let message = &outgoing.delivery.message;
+            let partition = match gate.route(message, std::time::Instant::now()) {
+                Route::Own => message.partition(),
+                Route::To(partition) => Some(partition),
+                Route::Nowhere => {
+                    let code = RDKafkaErrorCode::LeaderNotAvailable;
+                    fail(outcomes, index, PublishErrorKind::NotSent, code);
+                    continue;
+                }
+            };
+            while let Err(code) = self.send(&producer, outgoing, partition, index, batch) {
                 let kind = verdict::of_refusal(code);
                 match code {
                     RDKafkaErrorCode::QueueFull if Instant::now() < give_up => {
@@ -117,6 +126,7 @@ impl KafkaBroker {
         &self,
         producer: &BaseProducer<Context>,
         outgoing: &Outgoing,
+        partition: Option<i32>,
         index: usize,
         batch: &Arc<Batch>,
     ) -> Result<(), RDKafkaErrorCode> {
@@ -126,7 +136,7 @@ impl KafkaBroker {
         if outgoing.delivery.message.size() > self.profile.max_message_bytes {
             return Err(RDKafkaErrorCode::MessageSizeTooLarge);
         }
-        producer.send(record::of(outgoing, batch.ticket(index))).map_err(|(error, _)| {
+        producer.send(record::of(outgoing, partition, batch.ticket(index))).map_err(|(error, _)| {
             error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::InvalidTopic)
         })
     }
@@ -159,7 +169,8 @@ impl KafkaBroker {
             Err(refusal) => return fail(outcomes, index, refusal.kind, refusal.code),
         };
         let batch = Batch::alone(outcomes);
-        if let Err(code) = self.send(&producer, outgoing, index, &batch) {
+        let partition = outgoing.delivery.message.partition();
+        if let Err(code) = self.send(&producer, outgoing, partition, index, &batch) {
             return fail(outcomes, index, verdict::of_refusal(code), code);
         }
         drop(producer);
@@ -184,6 +195,7 @@ impl Broker for KafkaBroker {
         if let Some(first) = messages.first() {
             self.topic.get_or_init(|| first.delivery.message.topic().to_owned());
         }
+        self.count_partitions();
         let batch = Batch::together(outcomes);
         self.hand_over(messages, &batch, outcomes).await;
         loop {

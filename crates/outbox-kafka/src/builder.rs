@@ -1,15 +1,19 @@
 //! The settings of a broker.
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use outbox_core::broker::BrokerProfile;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
+use tokio::sync::Mutex;
 
 use crate::broker::KafkaBroker;
 use crate::error::{KafkaBuildError, KafkaBuildErrorKind};
 use crate::exposure::is_exposed;
+use crate::partitions::Partitions;
 use crate::producer::Slot;
 use crate::properties;
 use crate::secrets::{self, Secrets};
@@ -108,6 +112,7 @@ impl KafkaBuilder {
     }
 
     /// Sets how keys map to partitions. Default: [`Partitioner::Murmur2`], as Java clients do.
+    /// With the others, messages with a key are sent to a partition even while it does not answer.
     ///
     /// All producers of a topic must agree, relays included, or messages of one key land in
     /// several partitions and lose their order. Changing it moves keys.
@@ -155,11 +160,23 @@ impl KafkaBuilder {
         bulk.set("client.id", format!("{}-bulk", self.client_id))
             .set("linger.ms", linger_millis(self.linger.max(BULK_LINGER)));
         let secrets = Secrets::of(self.all_properties());
-        let (together, bulk) = (Slot::new(together), Slot::new(bulk));
+        let partitions = Arc::new(Partitions::new(self.partitioner, timing.message));
+        let slot = |config| Slot::new(config, &partitions);
+        let (together, bulk, alone) = (slot(together), slot(bulk), slot(alone));
         for slot in [&together, &bulk] {
             slot.start().map_err(|error| build_error(error, &secrets))?;
         }
-        Ok(KafkaBroker::new(self.max_message_bytes, timing, together, bulk, Slot::new(alone)))
+        Ok(KafkaBroker {
+            profile: BrokerProfile::new(self.max_message_bytes, timing.undecided()),
+            timing,
+            together,
+            bulk,
+            alone,
+            partitions,
+            turn: Mutex::default(),
+            turn_alone: Mutex::default(),
+            topic: OnceLock::new(),
+        })
     }
 
     fn check(&self) -> Result<(), KafkaBuildError> {

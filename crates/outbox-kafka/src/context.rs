@@ -2,7 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use outbox_core::delivery::Receipt;
 use rdkafka::ClientContext;
@@ -12,19 +13,22 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 
 use crate::batch::Ticket;
+use crate::partitions::Partitions;
 use crate::secrets::Secrets;
 
 /// Runs on the polling thread. Nothing here may panic through: a panic would end the polling and
 /// with it every answer, in silence.
 pub(crate) struct Context {
     secrets: Secrets,
+    partitions: Arc<Partitions>,
     acknowledged: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
 
 impl Context {
-    pub(crate) fn new(secrets: Secrets) -> Self {
-        Self { secrets, acknowledged: AtomicBool::new(false), last_error: Mutex::default() }
+    pub(crate) fn new(secrets: Secrets, partitions: Arc<Partitions>) -> Self {
+        let acknowledged = AtomicBool::new(false);
+        Self { secrets, partitions, acknowledged, last_error: Mutex::default() }
     }
 
     /// Whether the broker acknowledged anything to this producer.
@@ -82,10 +86,15 @@ impl ProducerContext for Context {
         match result {
             Ok(message) => {
                 self.acknowledged.store(true, Ordering::Relaxed);
+                shielded(|| self.partitions.acknowledged(message.topic(), message.partition()));
                 ticket.report(Ok(receipt(message.partition(), message.offset())));
             }
-            Err((error, _)) => {
+            Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                if code == RDKafkaErrorCode::MessageTimedOut {
+                    let (topic, partition) = (message.topic(), message.partition());
+                    shielded(|| self.partitions.timed_out(topic, partition, Instant::now()));
+                }
                 ticket.report(Err(code));
             }
         }

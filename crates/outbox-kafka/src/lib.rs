@@ -7,6 +7,7 @@ mod builder;
 mod context;
 mod error;
 mod exposure;
+mod partitions;
 mod producer;
 mod properties;
 mod record;

@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, Producer as _, PurgeConfig};
 use tokio::sync::watch;
 
 use crate::context::{Context, shielded};
+use crate::partitions::Partitions;
 use crate::secrets::{self, Secrets};
 
 /// How long one poll waits for events. Bounds how late a stop is seen.
@@ -32,6 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A place for one producer at a time.
 pub(crate) struct Slot {
     config: ClientConfig,
+    partitions: Arc<Partitions>,
     state: Mutex<State>,
 }
 
@@ -44,13 +46,13 @@ struct State {
 }
 
 impl Slot {
-    pub(crate) fn new(config: ClientConfig) -> Self {
-        Self { config, state: Mutex::default() }
+    pub(crate) fn new(config: ClientConfig, partitions: &Arc<Partitions>) -> Self {
+        Self { config, partitions: Arc::clone(partitions), state: Mutex::default() }
     }
 
     /// Creates the producer now instead of at the first use, to find mistakes in the settings.
     pub(crate) fn start(&self) -> Result<(), KafkaError> {
-        self.lock().client = Some(Client::start(&self.config)?);
+        self.lock().client = Some(self.client()?);
         Ok(())
     }
 
@@ -72,7 +74,7 @@ impl Slot {
         if state.not_before.is_some_and(|instant| Instant::now() < instant) {
             return Err(unavailable(RDKafkaErrorCode::Fatal));
         }
-        match Client::start(&self.config) {
+        match self.client() {
             Ok(client) => {
                 tracing::info!("created a kafka producer");
                 let producer = client.producer();
@@ -106,6 +108,10 @@ impl Slot {
         if let Some(client) = client {
             client.close(within).await;
         }
+    }
+
+    fn client(&self) -> Result<Client, KafkaError> {
+        Client::start(&self.config, Arc::clone(&self.partitions))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -171,9 +177,9 @@ struct Life {
 }
 
 impl Client {
-    fn start(config: &ClientConfig) -> Result<Self, KafkaError> {
-        let secrets = Secrets::of(unredacted(config));
-        let producer = BaseProducer::from_config_and_context(config, Context::new(secrets))?;
+    fn start(config: &ClientConfig, partitions: Arc<Partitions>) -> Result<Self, KafkaError> {
+        let context = Context::new(Secrets::of(unredacted(config)), partitions);
+        let producer = BaseProducer::from_config_and_context(config, context)?;
         let producer = Arc::new(producer);
         let life = Arc::new(Life {
             producer: Mutex::new(Some(Arc::clone(&producer))),

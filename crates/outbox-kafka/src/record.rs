@@ -10,16 +10,17 @@ use uuid::fmt::Hyphenated;
 use crate::batch::Ticket;
 
 /// The record of a message: topic, key and payload byte for byte, null where they are absent, the
-/// partition if one was asked for, our headers and then the user's in their order. It has no
+/// partition if there is a choice of one, our headers and then the user's in their order. It has no
 /// timestamp of its own, so librdkafka sets the time of the publish.
 pub(crate) fn of(
     outgoing: &Outgoing,
+    partition: Option<i32>,
     ticket: Box<Ticket>,
 ) -> BaseRecord<'_, [u8], [u8], Box<Ticket>> {
     let message = &outgoing.delivery.message;
     BaseRecord {
         topic: message.topic(),
-        partition: message.partition(),
+        partition,
         payload: message.payload(),
         key: message.key(),
         timestamp: None,

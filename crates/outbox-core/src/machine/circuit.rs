@@ -78,10 +78,10 @@ impl Circuit {
         opened
     }
 
-    /// A probe ended without telling anything about the broker: probe again at once.
-    pub(super) fn inconclusive(&mut self, now: Time) {
+    /// A probe ended without telling anything about the broker: probe again by then.
+    pub(super) fn inconclusive(&mut self, then: Time) {
         if let Some(open) = &mut self.open {
-            open.probe_at = now;
+            open.probe_at = open.probe_at.min(then);
         }
     }
 }

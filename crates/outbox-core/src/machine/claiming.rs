@@ -425,7 +425,7 @@ impl Machine {
                     row.phase = Phase::Queued;
                     if old.revision != new.revision {
                         // An operator wants it tried again, and may have mended it.
-                        row.inconclusive = 0;
+                        (row.unknown, row.not_sent) = (0, 0);
                         row.unreadable = None;
                     }
                     set_state(row, new, now);
@@ -652,7 +652,8 @@ impl Machine {
             content: None,
             unreadable: None,
             parked_until: None,
-            inconclusive: 0,
+            unknown: 0,
+            not_sent: 0,
             changed_at_claim: 0,
             added_at: now.saturating_sub(delivery.age),
         };
@@ -682,7 +683,8 @@ impl Machine {
             content: None,
             unreadable: Some(Box::new(unreadable.failure)),
             parked_until: None,
-            inconclusive: 0,
+            unknown: 0,
+            not_sent: 0,
             changed_at_claim: 0,
             added_at: now.saturating_sub(unreadable.age),
         };

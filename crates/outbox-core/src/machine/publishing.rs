@@ -351,6 +351,11 @@ impl Machine {
                     self.tell(Event::CircuitOpened);
                 }
             }
+            // The next one may not be sent either: as long as a partition does not answer, many are not.
+            PublishErrorKind::NotSent => {
+                self.circuit.inconclusive(now + UNAVAILABLE_WAIT);
+                self.topics.get_mut(entry.topic).inconclusive();
+            }
             PublishErrorKind::Destination => {
                 self.circuit.inconclusive(now);
                 if self.topics.get_mut(entry.topic).close(now, random) {
@@ -384,11 +389,13 @@ impl Machine {
         }
         let Some(row) = self.rows.get_mut(&entry.position) else { return };
         row.parked_until = match kind {
-            PublishErrorKind::Unknown | PublishErrorKind::NotSent => {
-                row.inconclusive = row.inconclusive.saturating_add(1);
-                let sent = kind == PublishErrorKind::Unknown;
-                let schedule = if sent { AMBIGUOUS } else { NOT_SENT };
-                Some(now + schedule.wait(row.inconclusive, random))
+            PublishErrorKind::Unknown => {
+                row.unknown = row.unknown.saturating_add(1);
+                Some(now + AMBIGUOUS.wait(row.unknown.into(), random))
+            }
+            PublishErrorKind::NotSent => {
+                row.not_sent = row.not_sent.saturating_add(1);
+                Some(now + NOT_SENT.wait(row.not_sent.into(), random))
             }
             // Its topic makes it wait.
             PublishErrorKind::Destination => row.parked_until,

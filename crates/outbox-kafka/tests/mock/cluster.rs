@@ -14,7 +14,8 @@ use outbox_kafka::{KafkaBroker, KafkaBuilder};
 
 pub(crate) type Bytes = Option<Vec<u8>>;
 
-/// A simulated cluster of one broker with one topic, `orders`, of `partitions` partitions.
+/// A simulated cluster with one topic, `orders`, of `partitions` partitions, which its first broker
+/// leads.
 pub(crate) struct Cluster {
     pub(crate) mock: MockCluster<'static, DefaultProducerContext>,
     partitions: i32,
@@ -24,8 +25,15 @@ pub(crate) const TOPIC: &str = "orders";
 
 impl Cluster {
     pub(crate) fn new(partitions: i32) -> Self {
-        let mock = MockCluster::new(1).expect("mock cluster");
+        Self::of(1, partitions)
+    }
+
+    pub(crate) fn of(brokers: i32, partitions: i32) -> Self {
+        let mock = MockCluster::new(brokers).expect("mock cluster");
         mock.create_topic(TOPIC, partitions, 1).expect("topic");
+        for partition in 0..partitions {
+            mock.partition_leader(TOPIC, partition, Some(1)).expect("leader");
+        }
         Self { mock, partitions }
     }
 

@@ -164,7 +164,7 @@ async fn a_full_queue_keeps_the_order_of_every_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_stays_full_sends_none_of_the_rest() {
-    let (cluster, broker) = slow(Duration::from_secs(1)).await;
+    let (cluster, broker) = slow(Duration::from_secs(6)).await;
     let batch = (0..60_000).map(|n| message("k", &n.to_string()));
     let answers = kinds(&publish(&broker, batch).await);
     // There is room again all the time, and nothing may use it to overtake.

@@ -5,3 +5,4 @@ mod cluster;
 mod conformance;
 mod failing;
 mod publishing;
+mod silent_partition;

@@ -1,0 +1,286 @@
+//! Partitions that do not answer: what is for them waits outside of the client.
+//!
+//! A message to a partition without a leader is undecided for the whole message timeout, and so
+//! many of them would fill the window of a dispatcher, which knows no partitions. Once one timed
+//! out, a single message at a time probes its partition, and all others are not sent.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use outbox_core::Message;
+use uuid::Uuid;
+
+use crate::builder::Partitioner;
+
+/// How long the number of a topic's partitions is believed, and no question for it repeated.
+const COUNTED_FOR: Duration = Duration::from_secs(30);
+
+/// Which partitions answer, as the delivery reports tell.
+#[derive(Debug)]
+pub(crate) struct Partitions {
+    partitioner: Partitioner,
+    /// How long a probe may stay without an answer.
+    patience: Duration,
+    /// Whether there are silent ones; else nothing here costs anything.
+    any: AtomicBool,
+    topics: Mutex<HashMap<String, Topic>>,
+}
+
+/// A topic with silent partitions.
+#[derive(Debug, Default)]
+struct Topic {
+    /// How many partitions it has, once that is known.
+    count: Option<i32>,
+    asked: Option<Instant>,
+    /// The silent ones, each with the time of its next probe.
+    silent: HashMap<i32, Instant>,
+}
+
+/// Where a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// Where it asks for, or where its key belongs.
+    Own,
+    /// To this partition: it has no key, and could be drawn to a silent one.
+    To(i32),
+    /// Nowhere: its partition does not answer.
+    Nowhere,
+}
+
+impl Partitions {
+    pub(crate) fn new(partitioner: Partitioner, patience: Duration) -> Self {
+        Self { partitioner, patience, any: AtomicBool::new(false), topics: Mutex::default() }
+    }
+
+    /// A message was acknowledged there.
+    pub(crate) fn acknowledged(&self, topic: &str, partition: i32) {
+        if !self.any.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut topics = self.lock();
+        let Some(found) = topics.get_mut(topic) else { return };
+        if found.silent.remove(&partition).is_none() {
+            return;
+        }
+        if found.silent.is_empty() {
+            topics.remove(topic);
+        }
+        self.any.store(!topics.is_empty(), Ordering::Relaxed);
+        drop(topics);
+        tracing::info!(topic, partition, "the partition answers again");
+    }
+
+    /// A message timed out there; another one may probe.
+    pub(crate) fn timed_out(&self, topic: &str, partition: i32, now: Instant) {
+        if partition < 0 {
+            return;
+        }
+        let mut topics = self.lock();
+        let found = topics.entry(topic.to_owned()).or_default();
+        let news = found.silent.insert(partition, now).is_none();
+        self.any.store(true, Ordering::Relaxed);
+        drop(topics);
+        if news {
+            tracing::warn!(topic, partition, "the partition does not answer; messages to it wait");
+        }
+    }
+
+    /// A topic whose partitions must be counted, for who asks first.
+    pub(crate) fn uncounted(&self, now: Instant) -> Option<String> {
+        if !self.any.load(Ordering::Relaxed) {
+            return None;
+        }
+        let is_due = |asked| now.saturating_duration_since(asked) >= COUNTED_FOR;
+        let mut topics = self.lock();
+        let (name, topic) = topics.iter_mut().find(|(_, topic)| topic.asked.is_none_or(is_due))?;
+        topic.asked = Some(now);
+        Some(name.clone())
+    }
+
+    /// A topic has so many partitions.
+    pub(crate) fn counted(&self, topic: &str, count: usize) {
+        if let Some(topic) = self.lock().get_mut(topic) {
+            topic.count = i32::try_from(count).ok().filter(|count| *count > 0);
+        }
+    }
+
+    /// What to ask for each message of a publish.
+    pub(crate) fn gate(&self) -> Gate<'_> {
+        Gate { partitions: self, refused: HashSet::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Topic>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Routes the messages of one publish. What it refused a partition once it refuses to the end:
+/// behind a message that was not sent, none of its key may be.
+pub(crate) struct Gate<'a> {
+    partitions: &'a Partitions,
+    refused: HashSet<(String, i32)>,
+}
+
+impl Gate<'_> {
+    /// Where this message goes. A message that goes to a silent partition is its probe.
+    pub(crate) fn route(&mut self, message: &Message, now: Instant) -> Route {
+        if !self.partitions.any.load(Ordering::Relaxed) && self.refused.is_empty() {
+            return Route::Own;
+        }
+        let mut topics = self.partitions.lock();
+        let topic = topics.get_mut(message.topic());
+        let count = topic.as_ref().and_then(|topic| topic.count);
+        let partition = match (message.partition(), message.key(), count) {
+            (Some(partition), ..) => partition,
+            (None, Some(key), Some(count)) => match self.partitions.partitioner {
+                Partitioner::Murmur2 => murmur2_partition(key, count),
+                Partitioner::Crc32 | Partitioner::Fnv1a => return Route::Own,
+            },
+            (None, None, Some(count)) => return elsewhere(topic.as_deref(), count, message),
+            (None, _, None) => return Route::Own,
+        };
+        if self.refused.contains(&(message.topic().to_owned(), partition)) {
+            return Route::Nowhere;
+        }
+        let Some(probe_at) = topic.and_then(|topic| topic.silent.get_mut(&partition)) else {
+            return Route::Own;
+        };
+        if *probe_at <= now {
+            *probe_at = now + self.partitions.patience;
+            return Route::Own;
+        }
+        self.refused.insert((message.topic().to_owned(), partition));
+        Route::Nowhere
+    }
+}
+
+/// A partition that answers, for a message that may go to any.
+fn elsewhere(topic: Option<&Topic>, count: i32, message: &Message) -> Route {
+    let Some(topic) = topic else { return Route::Own };
+    let answering: Vec<i32> = (0..count).filter(|p| !topic.silent.contains_key(p)).collect();
+    let draw = Uuid::from(message.id()).as_u128() as usize;
+    match answering.len() {
+        0 => Route::Own,
+        some => Route::To(answering[draw % some]),
+    }
+}
+
+/// The partition of a key as Java clients compute it.
+fn murmur2_partition(key: &[u8], count: i32) -> i32 {
+    (murmur2(key) & 0x7fff_ffff).cast_signed() % count
+}
+
+/// MurmurHash2 with Kafka's seed.
+fn murmur2(key: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let (words, rest) = key.as_chunks::<4>();
+    let mut hash = 0x9747_b28c ^ u32::try_from(key.len()).unwrap_or(u32::MAX);
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k = (k ^ k >> 24).wrapping_mul(M);
+        hash = hash.wrapping_mul(M) ^ k;
+    }
+    if !rest.is_empty() {
+        for (index, byte) in rest.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * index);
+        }
+        hash = hash.wrapping_mul(M);
+    }
+    hash = (hash ^ hash >> 13).wrapping_mul(M);
+    hash ^ hash >> 15
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(15);
+
+    fn to(partition: i32) -> Message {
+        Message::builder("t").key("k").partition(partition).payload("p").build().unwrap()
+    }
+
+    fn keyed(key: &str) -> Message {
+        Message::builder("t").key(key).payload("p").build().unwrap()
+    }
+
+    fn partitions() -> Partitions {
+        Partitions::new(Partitioner::Murmur2, PATIENCE)
+    }
+
+    /// The values of the tests of Kafka's own `Utils.murmur2`.
+    #[test]
+    fn murmur2_is_that_of_kafka() {
+        let values = [
+            ("21", -973_932_308),
+            ("foobar", -790_332_482),
+            ("a-little-bit-long-string", -985_981_536),
+            ("a-little-bit-longer-string", -1_486_304_829),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            ("abc", 479_470_107),
+        ];
+        for (key, hash) in values {
+            assert_eq!(murmur2(key.as_bytes()).cast_signed(), hash, "{key}");
+        }
+    }
+
+    #[test]
+    fn after_a_timeout_one_message_at_a_time_probes_the_partition_and_others_pass() {
+        let (partitions, now) = (partitions(), Instant::now());
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
+        partitions.timed_out("t", 1, now);
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Own, "the probe");
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Nowhere);
+        assert_eq!(partitions.gate().route(&to(2), now), Route::Own);
+        assert_eq!(partitions.gate().route(&to(1), now + PATIENCE), Route::Own, "the next probe");
+        partitions.timed_out("t", 1, now);
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Own, "the probe timed out");
+        partitions.acknowledged("t", 1);
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
+    }
+
+    #[test]
+    fn a_publish_that_was_refused_a_partition_is_refused_it_to_the_end() {
+        let (partitions, now) = (partitions(), Instant::now());
+        partitions.timed_out("t", 1, now);
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Own, "the probe");
+        let mut gate = partitions.gate();
+        assert_eq!(gate.route(&to(1), now), Route::Nowhere);
+        partitions.acknowledged("t", 1);
+        assert_eq!(gate.route(&to(1), now), Route::Nowhere, "it could be of the same key");
+        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
+    }
+
+    #[test]
+    fn a_key_belongs_to_its_partition_once_the_partitions_are_counted() {
+        let (partitions, now) = (partitions(), Instant::now());
+        let silent = murmur2_partition(b"21", 6);
+        partitions.timed_out("t", silent, now);
+        partitions.gate().route(&to(silent), now);
+        assert_eq!(partitions.gate().route(&keyed("21"), now), Route::Own, "nobody counted them");
+        assert_eq!(partitions.uncounted(now).as_deref(), Some("t"));
+        assert_eq!(partitions.uncounted(now), None, "somebody asks already");
+        partitions.counted("t", 6);
+        assert_eq!(partitions.gate().route(&keyed("21"), now), Route::Nowhere);
+        let mut others = ["abc", "a-little-bit-long-string"].into_iter();
+        assert!(others.all(|key| partitions.gate().route(&keyed(key), now) == Route::Own));
+        assert!(partitions.uncounted(now + COUNTED_FOR).is_some(), "they may have become more");
+    }
+
+    #[test]
+    fn a_message_without_a_key_avoids_silent_partitions() {
+        let (partitions, now) = (partitions(), Instant::now());
+        partitions.timed_out("t", 0, now);
+        partitions.counted("t", 2);
+        for _ in 0..20 {
+            let message = Message::builder("t").payload("p").build().unwrap();
+            assert_eq!(partitions.gate().route(&message, now), Route::To(1));
+        }
+        partitions.timed_out("t", 1, now);
+        let message = Message::builder("t").payload("p").build().unwrap();
+        assert_eq!(partitions.gate().route(&message, now), Route::Own, "there is no other one");
+    }
+}

@@ -1,0 +1,60 @@
+//! A partition that does not answer.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use outbox_core::Message;
+use outbox_core::broker::{Outcome, PublishErrorKind};
+
+use crate::cluster::{Cluster, TOPIC, kind, kinds, message, publish};
+
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+fn keys() -> impl Iterator<Item = Message> {
+    (0..60).map(|key| message(&key.to_string(), "p"))
+}
+
+fn indexes(outcomes: &[Outcome], wanted: impl Fn(&Outcome) -> bool) -> BTreeSet<usize> {
+    let found = outcomes.iter().enumerate().filter(|(_, outcome)| wanted(outcome));
+    found.map(|(index, _)| index).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_for_a_partition_that_does_not_answer_is_not_sent_but_for_one_probe() {
+    let cluster = Cluster::of(2, 6);
+    cluster.mock.partition_leader(TOPIC, 3, Some(2)).unwrap();
+    let broker = cluster.builder().message_timeout(TIMEOUT).build().unwrap();
+    let first = publish(&broker, keys()).await;
+    let to_3 = indexes(&first, |outcome| match outcome {
+        Outcome::Delivered(receipt) => receipt.partition == Some(3),
+        _ => false,
+    });
+    assert!(to_3.len() > 3, "{to_3:?}");
+    cluster.mock.broker_down(2).unwrap();
+
+    let unknown = publish(&broker, keys()).await;
+    let is = |wanted| move |outcome: &Outcome| kind(outcome) == wanted;
+    assert_eq!(indexes(&unknown, is(Some(PublishErrorKind::Unknown))), to_3);
+    assert_eq!(indexes(&unknown, is(None)).len(), 60 - to_3.len());
+
+    // The number of partitions is asked for beside a publish.
+    let counted = async {
+        while publish(&broker, keys()).await.iter().all(|o| !is(Some(PublishErrorKind::NotSent))(o))
+        {
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), counted).await.unwrap();
+    let waiting = publish(&broker, keys()).await;
+    let probe = indexes(&waiting, is(Some(PublishErrorKind::Unknown)));
+    let not_sent = indexes(&waiting, is(Some(PublishErrorKind::NotSent)));
+    assert_eq!(probe.iter().collect::<Vec<_>>(), [to_3.first().unwrap()]);
+    assert_eq!(not_sent, to_3.difference(&probe).copied().collect());
+    assert_eq!(indexes(&waiting, is(None)).len(), 60 - to_3.len());
+
+    let keyless = (0..30).map(|_| Message::builder(TOPIC).payload("p").build().unwrap());
+    assert_eq!(kinds(&publish(&broker, keyless).await), [None; 30]);
+
+    cluster.mock.broker_up(2).unwrap();
+    let back = async { while kinds(&publish(&broker, keys()).await) != [None; 60] {} };
+    tokio::time::timeout(Duration::from_secs(30), back).await.unwrap();
+}
