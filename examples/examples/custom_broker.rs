@@ -341,18 +341,19 @@ mod tests {
 
     #[test]
     fn each_status_has_its_kind() {
-        let kind = |status| {
-            let status = StatusCode::from_u16(status).expect("a status");
-            verdict(status).err().map(|error| error.kind())
-        };
-        assert_eq!(kind(204), None);
-        assert_eq!(kind(413), Some(PublishErrorKind::Rejected));
-        assert_eq!(kind(301), Some(PublishErrorKind::Destination));
-        assert_eq!(kind(404), Some(PublishErrorKind::Destination));
-        assert_eq!(kind(504), Some(PublishErrorKind::Unknown));
-        assert_eq!(kind(503), Some(PublishErrorKind::Unavailable));
-        assert_eq!(kind(500), Some(PublishErrorKind::Failed));
-        assert_eq!(kind(418), Some(PublishErrorKind::Failed));
+        for (status, kind) in [
+            (204, None),
+            (413, Some(PublishErrorKind::Rejected)),
+            (301, Some(PublishErrorKind::Destination)),
+            (404, Some(PublishErrorKind::Destination)),
+            (504, Some(PublishErrorKind::Unknown)),
+            (503, Some(PublishErrorKind::Unavailable)),
+            (500, Some(PublishErrorKind::Failed)),
+            (418, Some(PublishErrorKind::Failed)),
+        ] {
+            let code = StatusCode::from_u16(status).expect("a status");
+            assert_eq!(verdict(code).err().map(|error| error.kind()), kind, "for status {status}");
+        }
     }
 
     #[tokio::test]

@@ -485,6 +485,7 @@ fn died(
 type Stored = ([u8; 16], u64, u64, u32, u32, u64, Option<u64>, bool, &'static str, &'static [u8]);
 
 /// A message in the outbox or among the dead letters, and what became of it so far.
+#[derive(Default)]
 struct Row {
     id: [u8; 16],
     position: u64,
@@ -500,18 +501,7 @@ struct Row {
 
 impl Row {
     fn new(id: [u8; 16], content: Vec<u8>) -> Self {
-        Self {
-            id,
-            position: 0,
-            added_at: micros(now()),
-            attempts: 0,
-            revision: 0,
-            available_at: 0,
-            died_at: None,
-            retried: false,
-            failure: String::new(),
-            content,
-        }
+        Self { id, content, added_at: micros(now()), ..Self::default() }
     }
 
     #[rustfmt::skip]

@@ -17,11 +17,16 @@ use crate::delivery::{Delivery, Failure};
 ///
 /// - Whoever is in doubt answers [`PublishErrorKind::Unknown`]: nothing is counted, and the message
 ///   is sent again under its id. A wrong [`PublishErrorKind::NotSent`] repeats a message unseen, a
-///   wrong [`PublishErrorKind::Failed`] in an outage uses up the attempts of all that wait.
+///   wrong [`PublishErrorKind::Failed`] in an outage uses up the attempts of all that wait. The table
+///   of [`PublishErrorKind`] says which one is right.
+/// - Publishes overlap: the next one begins while earlier ones are under way. They need no order
+///   among each other: the messages of a key that are under way are all in one batch. A publish
+///   that takes longer than [`BrokerProfile::undecided`] is dropped.
 /// - Two headers are the broker's to add: the id ([`header::ID`](crate::message::header::ID)), and
 ///   the mark of a retried dead letter ([`header::RETRIED`](crate::message::header::RETRIED), when
 ///   [`RowState::retried`](crate::delivery::RowState::retried) is set). Null and empty are
-///   different, in keys, payloads and header values.
+///   different, in keys, payloads and header values. Who has no partitions ignores
+///   [`Message::partition`](crate::Message::partition).
 /// - [`BrokerProfile::undecided`] counts from the begin of a publish. A broker that sends a batch
 ///   bit by bit stops handing over in time, and answers the rest [`PublishErrorKind::NotSent`].
 /// - Where a part of the broker can fail alone, as a partition can, what is for it is best answered
@@ -30,8 +35,9 @@ use crate::delivery::{Delivery, Failure};
 /// - A batch holds several messages of a key only if the dispatcher was told to pipeline within
 ///   keys. Behind one that failed, none of its key should be sent.
 ///
-/// The conformance suite in `outbox-testing` has a test for each line of the contract below, and
-/// the example `custom_broker` is a whole broker in one file.
+/// The conformance suite in `outbox-testing` runs against your broker and its server, in one test
+/// for each thing that it must get right, and the example `custom_broker` is a whole broker in one
+/// file. How the server's errors become kinds is yours to test: a suite cannot make it fail.
 #[async_trait]
 pub trait Broker: fmt::Debug + Send + Sync + 'static {
     /// What the dispatcher must know. Cheap, no I/O.
@@ -87,9 +93,14 @@ impl<B: Broker + ?Sized> Broker for std::sync::Arc<B> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BrokerProfile {
-    /// The largest message in bytes, as [`crate::message::Message::size`] counts.
+    /// The largest message in bytes, as [`crate::message::Message::size`] counts. The broker
+    /// itself rejects what is larger; the dispatcher does not look. A broker without a limit says
+    /// what it will bear: 1,000,000 bytes is the default of [`Limits`](crate::message::Limits), and
+    /// stores keep nothing above 15 MiB.
     pub max_message_bytes: usize,
-    /// The longest time a publish can stay undecided, the isolation of suspects included.
+    /// The longest time from the begin of a publish until its last message is answered, with
+    /// everything that the broker tries on its own. The lease must be longer, as
+    /// [`DispatcherBuilder::build`](crate::DispatcherBuilder::build) checks.
     pub undecided: Duration,
 }
 
@@ -159,6 +170,18 @@ impl From<PublishErrorKind> for PublishError {
 }
 
 /// What a failed publish means.
+///
+/// Every kind but [`Unknown`](Self::Unknown) says that the message did not arrive: the server refused
+/// it, or never had it.
+///
+/// | what happened, for example | kind |
+/// |---|---|
+/// | this message is too large, or malformed for the server, and was alone in its request | [`Rejected`](Self::Rejected) |
+/// | an error about this message that may be another one next time | [`Failed`](Self::Failed) |
+/// | the topic does not exist, or this user may not write to it | [`Destination`](Self::Destination) |
+/// | connection refused, wrong password, the server is read-only, full or starting | [`Unavailable`](Self::Unavailable) |
+/// | overdue, no time left in this publish, behind a message of its key that failed | [`NotSent`](Self::NotSent) |
+/// | a timeout, a connection lost after it was used, an error that nobody knows | [`Unknown`](Self::Unknown) |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, thiserror::Error)]
 #[non_exhaustive]
 pub enum PublishErrorKind {

@@ -62,6 +62,8 @@ enum Bug {
     TombstonesAreEmpty,
     BlamesMessagesForTheirTopic,
     LosesAnAnswer,
+    NeverEnds,
+    DeliversToNowhere,
 }
 
 thread_local! {
@@ -188,6 +190,10 @@ fn broken_brokers_are_found() {
         Bug::BlamesMessagesForTheirTopic,
         answering::an_unknown_topic_counts_no_attempt::<Mutant>,
     );
+    assert_finds(Bug::DeliversToNowhere, answering::an_unknown_topic_counts_no_attempt::<Mutant>);
+    assert_finds(Bug::NeverEnds, answering::a_publish_ends_within_the_undecided_time::<Mutant>);
+    // Any other case fails as well, and does not hang.
+    assert_finds(Bug::NeverEnds, recording::a_message_carries_its_id::<Mutant>);
     assert_finds(Bug::ReversesBatches, recording::messages_of_a_key_arrive_in_order::<Mutant>);
     assert_finds(Bug::TombstonesAreEmpty, recording::a_tombstone_is_no_empty_payload::<Mutant>);
 }
@@ -457,6 +463,9 @@ impl Broker for Mutant {
 
     async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
         let mut batch = batch.to_vec();
+        if has(Bug::NeverEnds) {
+            std::future::pending::<()>().await;
+        }
         if has(Bug::AcknowledgesBeforeSending) {
             for index in 0..batch.len() {
                 outcomes.delivered(index, Receipt::default());
@@ -471,6 +480,9 @@ impl Broker for Mutant {
             if has(Bug::TombstonesAreEmpty) && message.payload().is_none() {
                 let empty = Message::builder(message.topic()).key("k").payload("");
                 outgoing.delivery.message = empty.build().expect("a valid message");
+            }
+            if has(Bug::DeliversToNowhere) && message_is_for_nowhere(outgoing) {
+                outcomes.delivered(0, Receipt::default());
             }
             if has(Bug::BlamesMessagesForTheirTopic) && message_is_for_nowhere(outgoing) {
                 outcomes.failed(0, PublishErrorKind::Rejected.into());

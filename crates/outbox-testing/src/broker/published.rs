@@ -40,7 +40,12 @@ impl Published {
         let id =
             id.and_then(|(_, value)| std::str::from_utf8(value.as_deref()?).ok()?.parse().ok());
         let Some(message_id) = id else {
-            panic!("no header `{}` holds a message id: {headers:?}", header::ID);
+            let names: Vec<_> = headers.iter().map(|(name, _)| name).collect();
+            panic!(
+                "no header `{}` holds a message id, as text: the broker adds it to each message, \
+                 and it is read back with the other headers; there are {names:?}",
+                header::ID
+            );
         };
         Self { topic: topic.into(), partition, offset, message_id, key, payload, headers }
     }

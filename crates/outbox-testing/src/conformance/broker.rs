@@ -2,6 +2,7 @@
 
 pub mod answering;
 pub mod recording;
+mod verdicts;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use outbox_core::broker::{Outcome, Outcomes, Outgoing};
 use outbox_core::{Broker, Delivery, Lane, Message, Position};
 use tokio::time::Instant;
 
+use self::verdicts::{assert_delivered, in_time};
 use crate::Published;
 
 /// A broker under test. Each case sets up one of its own.
@@ -70,15 +72,19 @@ fn outgoing(messages: impl IntoIterator<Item = Message>) -> Vec<Outgoing> {
 /// Publishes a batch and returns the answers by index.
 async fn publish(broker: &dyn Broker, batch: &[Outgoing]) -> Vec<Option<Outcome>> {
     let outcomes = Outcomes::new(batch.len(), Arc::default());
-    broker.publish(batch, &outcomes).await;
+    in_time("publish", broker.profile().undecided, broker.publish(batch, &outcomes)).await;
     by_index(batch.len(), &outcomes)
 }
 
 /// Publishes messages that must all be delivered.
 async fn deliver(broker: &dyn Broker, messages: impl IntoIterator<Item = Message>) {
-    let answers = publish(broker, &outgoing(messages)).await;
-    for (index, answer) in answers.iter().enumerate() {
-        assert!(matches!(answer, Some(Outcome::Delivered(_))), "message {index}: {answer:?}");
+    deliver_batch(broker, &outgoing(messages)).await;
+}
+
+async fn deliver_batch(broker: &dyn Broker, batch: &[Outgoing]) {
+    let answers = publish(broker, batch).await;
+    for index in 0..answers.len() {
+        assert_delivered(&answers, index, "nothing is wrong with it");
     }
 }
 

@@ -8,7 +8,8 @@ use outbox_core::Message;
 use outbox_core::delivery::RowState;
 use outbox_core::message::header;
 
-use super::{BrokerFixture, deliver, message, outgoing, publish};
+use super::verdicts::{assert_arrived, list, only};
+use super::{BrokerFixture, deliver, deliver_batch, message, outgoing};
 use crate::Published;
 
 /// Key, payload and headers arrive byte for byte, headers in their order, repeated and null ones
@@ -28,13 +29,18 @@ pub async fn a_message_arrives_byte_for_byte<F: BrokerFixture>() {
     let message = message.build().unwrap();
     deliver(&*fixture.broker(), [message.clone()]).await;
     let record = only(fixture.published_to(&topic).await);
-    assert_eq!(
-        (record.key.as_deref(), record.payload.as_deref()),
-        (message.key(), message.payload())
-    );
+    assert_arrived("the key", message.key(), record.key.as_deref());
+    assert_arrived("the payload", message.payload(), record.payload.as_deref());
     let own = record.headers.iter().filter(|(name, _)| !name.starts_with(header::RESERVED_PREFIX));
-    let own: Vec<_> = own.map(|(name, value)| (name.as_str(), value.as_deref())).collect();
-    assert_eq!(own, message.headers().iter().collect::<Vec<_>>());
+    let (names, values): (Vec<_>, Vec<_>) = own.cloned().unzip();
+    let added: Vec<_> = message.headers().iter().map(|(name, _)| name).collect();
+    assert_eq!(
+        added, names,
+        "names of headers added and arrived, in order, repeated ones included"
+    );
+    for ((name, added), arrived) in message.headers().iter().zip(&values) {
+        assert_arrived(&format!("the header {name:?}"), added, arrived.as_deref());
+    }
 }
 
 /// Every appearance carries the message id as a header, as text.
@@ -45,10 +51,12 @@ pub async fn a_message_carries_its_id<F: BrokerFixture>() {
     deliver(&*fixture.broker(), [message.clone()]).await;
     deliver(&*fixture.broker(), [message.clone()]).await;
     let records = fixture.published_to(&topic).await;
-    assert_eq!(records.len(), 2);
+    assert_eq!(records.len(), 2, "published twice; there are {}", list(&records));
     for record in records {
-        assert_eq!(record.header(header::ID), Some(message.id().to_string().as_bytes()));
-        assert_eq!(record.header(header::RETRIED), None);
+        let id = message.id().to_string();
+        assert_arrived("the message's id", Some(id.as_bytes()), record.header(header::ID));
+        let mark = record.header(header::RETRIED);
+        assert_eq!(mark, None, "only RowState::retried brings {}", header::RETRIED);
     }
 }
 
@@ -58,9 +66,14 @@ pub async fn a_retried_dead_letter_is_marked<F: BrokerFixture>() {
     let topic = fixture.create_topic().await;
     let mut batch = outgoing([message(&topic, "k", "p")]);
     batch[0].delivery.state = RowState::default().with_retried(true);
-    publish(&*fixture.broker(), &batch).await;
+    deliver_batch(&*fixture.broker(), &batch).await;
     let record = only(fixture.published_to(&topic).await);
-    assert_eq!(record.header(header::RETRIED), Some(&b"true"[..]));
+    assert_eq!(
+        record.header(header::RETRIED),
+        Some(&b"true"[..]),
+        "a message with RowState::retried must carry the header {}, true",
+        header::RETRIED
+    );
 }
 
 /// A tombstone arrives as null, and an empty payload as empty.
@@ -72,8 +85,13 @@ pub async fn a_tombstone_is_no_empty_payload<F: BrokerFixture>() {
         Message::builder(&*empty).key("k").payload("").build().unwrap(),
     ];
     deliver(&*fixture.broker(), messages).await;
-    assert_eq!(only(fixture.published_to(&tombstone).await).payload, None);
-    assert_eq!(only(fixture.published_to(&empty).await).payload, Some(Vec::new()));
+    for (what, topic, added) in [
+        ("the payload of a tombstone", tombstone, None),
+        ("an empty payload", empty, Some(&b""[..])),
+    ] {
+        let record = only(fixture.published_to(&topic).await);
+        assert_arrived(what, added, record.payload.as_deref());
+    }
 }
 
 /// A message without a key arrives without one, and an empty key as empty.
@@ -85,8 +103,12 @@ pub async fn a_missing_key_is_no_empty_key<F: BrokerFixture>() {
         Message::builder(&*empty).key("").payload("p").build().unwrap(),
     ];
     deliver(&*fixture.broker(), messages).await;
-    assert_eq!(only(fixture.published_to(&missing).await).key, None);
-    assert_eq!(only(fixture.published_to(&empty).await).key, Some(Vec::new()));
+    for (what, topic, added) in
+        [("a missing key", missing, None), ("an empty key", empty, Some(&b""[..]))]
+    {
+        let record = only(fixture.published_to(&topic).await);
+        assert_arrived(what, added, record.key.as_deref());
+    }
 }
 
 /// Messages of one key are in one partition, in the order of the batch and of the publishes.
@@ -100,16 +122,15 @@ pub async fn messages_of_a_key_arrive_in_order<F: BrokerFixture>() {
     for record in fixture.published_to(&topic).await {
         keys.entry(record.key.clone()).or_default().push(record);
     }
-    assert_eq!(keys.len(), 3);
+    assert_eq!(keys.len(), 3, "messages of three keys were published");
     for records in keys.values() {
-        assert_eq!(records.len(), 30);
-        assert!(records.iter().all(|record| record.partition == records[0].partition));
-        assert!(records.is_sorted_by_key(|record| record.offset), "{records:?}");
-        assert!(records.is_sorted_by_key(|record| record.payload.clone()), "{records:?}");
+        let found = list(records);
+        assert_eq!(records.len(), 30, "each key has thirty messages; one has {found}");
+        let together = records.iter().all(|record| record.partition == records[0].partition);
+        assert!(together, "all messages of a key belong in one partition: {found}");
+        let by_offset = records.is_sorted_by_key(|record| record.offset);
+        assert!(by_offset, "`published_to` must list each partition by offset: {found}");
+        let in_order = records.is_sorted_by_key(|record| record.payload.clone());
+        assert!(in_order, "messages of a key must arrive in the order of the batch: {found}");
     }
-}
-
-fn only(mut records: Vec<Published>) -> Published {
-    assert_eq!(records.len(), 1, "one record expected: {records:?}");
-    records.remove(0)
 }
