@@ -101,8 +101,11 @@ fn known(number: u16) -> Option<StoreErrorKind> {
         | 4025 // CHECK (MariaDB)
         => K::Invalid,
         1049 | 1054 | 1109 | 1146 => K::Schema, // unknown database, column, table
-        1305 => K::NoTransaction, // the savepoint does not exist
+        1305 // the savepoint does not exist
+        | 1690 // out of range: only the INSERT that `guarded_insert_sql` makes can be
+        => K::NoTransaction,
         1064 | 1235 // syntax: a server that is too old
+        | 1193 // unknown system variable
         | 1665 // binlog_format=STATEMENT bears no READ COMMITTED
         => K::Unsupported,
         _ => return None,
@@ -130,8 +133,8 @@ mod tests {
         ),
         (StoreErrorKind::Invalid, &[1048, 1153, 1264, 1265, 1292, 1301, 1366, 1406, 3819, 4025]),
         (StoreErrorKind::Schema, &[1049, 1054, 1109, 1146]),
-        (StoreErrorKind::NoTransaction, &[1305]),
-        (StoreErrorKind::Unsupported, &[1064, 1235, 1665]),
+        (StoreErrorKind::NoTransaction, &[1305, 1690]),
+        (StoreErrorKind::Unsupported, &[1064, 1193, 1235, 1665]),
     ];
 
     /// What an unknown number means under each class of SQLSTATE.

@@ -1,6 +1,7 @@
 //! Adds messages inside the application's transaction.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use async_trait::async_trait;
 use outbox_core::store::{StoreError, StoreErrorKind};
@@ -10,7 +11,7 @@ use sqlx::{Arguments, AssertSqlSafe, MySqlConnection, SqlSafeStr, SqlStr};
 
 use crate::error::store_error;
 use crate::headers;
-use crate::insert::insert_sql;
+use crate::insert::{guarded_insert_sql, insert_sql};
 use crate::schema::MySqlSchema;
 use crate::store::read_message;
 use crate::tables::Tables;
@@ -47,8 +48,8 @@ const CHECK: &str = "SAVEPOINT outbox_add; RELEASE SAVEPOINT outbox_add";
 /// Fails unless a transaction is open; with a savepoint, if that is wanted, in the same packet.
 ///
 /// Every statement must have answered. Where a call was dropped while sqlx prepared its statement,
-/// answers on that connection are out of step for good: the first one is that of something earlier,
-/// and would pass for a transaction that is not there.
+/// or a ping was, answers on that connection are out of step for good: the first one is that of
+/// something earlier, and would pass for a transaction that is not there.
 pub(crate) async fn require_transaction(
     connection: &mut MySqlConnection,
     savepoint: bool,
@@ -60,22 +61,40 @@ pub(crate) async fn require_transaction(
     if run(connection, packet).await?.len() == statements {
         return Ok(());
     }
-    Err(StoreError::new(StoreErrorKind::Unavailable, "answers of the connection are out of step"))
+    Err(out_of_step())
+}
+
+fn out_of_step() -> StoreError {
+    StoreError::new(StoreErrorKind::Unavailable, "answers of the connection are out of step")
 }
 
 /// Inserts messages through the application's own connection.
 ///
-/// Every call asks the server whether a transaction is open, which costs one round trip; values
-/// are bound, so that no payload appears in a statement's text, which sqlx logs. The savepoint
-/// name `outbox_add` is taken.
+/// Every call asks the server whether a transaction is open. On MariaDB the INSERT itself does, if
+/// one is enough; otherwise that costs one round trip. The first call of a writer finds out which
+/// of the two it is, so keep the writer; clones share what it knows. Values are bound, so that no
+/// payload appears in a statement's text, which sqlx logs. The savepoint name `outbox_add` is
+/// taken.
 ///
 /// sqlx for MySQL is not safe to cancel: a call that is dropped, ours or yours, can leave its
 /// connection out of step with the server. Close such a connection. If it is used nevertheless,
-/// adding to it is refused.
+/// nothing is added outside of a transaction, and an answer that cannot be that of `add` is an
+/// error.
 #[derive(Debug, Clone)]
 pub struct MySqlWriter {
     tables: Tables,
-    inserts: Arc<[(usize, SqlStr)]>,
+    inserts: Arc<[Insert]>,
+    /// A server was met that does not know `@@in_transaction`. A hint, which is safe to be wrong:
+    /// such a server refuses the guarded statement.
+    asks: Arc<AtomicBool>,
+}
+
+/// The statements that add so many rows.
+#[derive(Debug)]
+struct Insert {
+    rows: usize,
+    plain: SqlStr,
+    guarded: SqlStr,
 }
 
 impl MySqlWriter {
@@ -83,9 +102,12 @@ impl MySqlWriter {
     pub fn new(schema: &MySqlSchema) -> Self {
         let tables = schema.tables().clone();
         // Table names are checked by `Tables`; all else is constant.
-        let text = |rows| AssertSqlSafe(insert_sql(&tables, rows)).into_sql_str();
-        let inserts = SIZES.map(|rows| (rows, text(rows)));
-        Self { inserts: Arc::new(inserts), tables }
+        let inserts = SIZES.map(|rows| Insert {
+            rows,
+            plain: AssertSqlSafe(insert_sql(&tables, rows)).into_sql_str(),
+            guarded: AssertSqlSafe(guarded_insert_sql(&tables, rows)).into_sql_str(),
+        });
+        Self { inserts: Arc::new(inserts), tables, asks: Arc::default() }
     }
 
     /// All messages that wait as this connection sees them, the rows of its open transaction
@@ -114,16 +136,21 @@ impl MySqlWriter {
         &self,
         connection: &mut MySqlConnection,
         chunks: &[&[Message]],
+        guarded: bool,
     ) -> Result<(), StoreError> {
         for chunk in chunks {
-            let Some((_, sql)) = self.inserts.iter().find(|(rows, _)| *rows == chunk.len()) else {
+            let Some(insert) = self.inserts.iter().find(|insert| insert.rows == chunk.len()) else {
                 return Err(StoreErrorKind::Other.into());
             };
+            let sql = if guarded { &insert.guarded } else { &insert.plain };
             let values = bind(chunk)?;
-            sqlx::query_with(sql.clone(), values)
+            let done = sqlx::query_with(sql.clone(), values)
                 .execute(&mut *connection)
                 .await
                 .map_err(store_error)?;
+            if done.rows_affected() != chunk.len() as u64 {
+                return Err(out_of_step());
+            }
         }
         Ok(())
     }
@@ -139,14 +166,22 @@ impl Writer for MySqlWriter {
         messages: &[Message],
     ) -> Result<(), StoreError> {
         let chunks = chunks(messages);
+        if chunks.len() == 1 && !self.asks.load(Relaxed) {
+            match self.insert(transaction, &chunks, true).await {
+                Err(error) if error.kind() == StoreErrorKind::Unsupported => {
+                    self.asks.store(true, Relaxed);
+                }
+                done => return done,
+            }
+        }
         if chunks.len() <= 1 {
             require_transaction(transaction, false).await?;
-            return self.insert(transaction, &chunks).await;
+            return self.insert(transaction, &chunks, false).await;
         }
         // Several statements: a savepoint keeps them all or none, even if the caller goes on
         // after an error.
         require_transaction(transaction, true).await?;
-        let inserted = self.insert(transaction, &chunks).await;
+        let inserted = self.insert(transaction, &chunks, false).await;
         let end = match inserted {
             Ok(()) => "RELEASE SAVEPOINT outbox_add",
             Err(_) => "ROLLBACK TO SAVEPOINT outbox_add",

@@ -191,3 +191,8 @@ pub(crate) async fn number(connection: &mut MySqlConnection, sql: &str) -> Resul
     let sql = AssertSqlSafe(sql.to_owned());
     Ok(sqlx::query_scalar(sql).fetch_one(connection).await?)
 }
+
+/// Drops a ping before it is answered: sqlx forgets that the answer is still to come.
+async fn lose_step(connection: &mut MySqlConnection) {
+    while outbox_testing::drop_after(1, connection.ping()).await.is_some() {}
+}

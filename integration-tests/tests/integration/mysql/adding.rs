@@ -18,6 +18,65 @@ on_both! {
         Ok(())
     }
 
+    async fn no_sql_mode_lets_an_add_without_a_transaction_pass(lab: Lab) -> Result<()> {
+        let mut modes = vec!["", "TRADITIONAL", "ANSI", "NO_UNSIGNED_SUBTRACTION",
+            "NO_BACKSLASH_ESCAPES", "HIGH_NOT_PRECEDENCE", "PIPES_AS_CONCAT,REAL_AS_FLOAT"];
+        if lab.engine == Engine::MariaDb {
+            modes.extend(["ORACLE", "MSSQL", "SIMULTANEOUS_ASSIGNMENT"]);
+        }
+        for mode in modes {
+            let mut connection = lab.connect().await?;
+            run(&mut connection, format!("SET sql_mode = '{mode}'")).await?;
+            let outbox = MySqlOutbox::new(MySqlWriter::new(&lab.schema));
+            // One row, several of one statement, several statements.
+            for count in [1, 4, 20] {
+                let messages: Vec<_> = (0..count).map(|n| message(&n.to_string())).collect();
+                let added = outbox.add_all(&mut connection, messages.clone()).await;
+                let kind = added.err().map(|error| error.kind());
+                assert_eq!(kind, Some(AddErrorKind::NoTransaction), "{count} under {mode}");
+                assert_eq!(lab.pending().await?, [], "{count} under {mode}");
+                // By the same prepared statement. BEGIN is another thing to Oracle.
+                let mut tx = connection.begin_with("START TRANSACTION").await?;
+                outbox.add_all(&mut tx, messages.clone()).await?;
+                tx.commit().await?;
+                assert_eq!(lab.pending().await?, messages, "{count} under {mode}");
+                run(&mut connection, "DELETE FROM outbox").await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn one_message_is_one_statement_where_the_server_can(lab: Lab) -> Result<()> {
+        async fn statements(connection: &mut MySqlConnection) -> Result<i64> {
+            let sql = "SHOW SESSION STATUS LIKE 'Questions'";
+            let row: (String, String) = sqlx::query_as(sql).fetch_one(connection).await?;
+            Ok(row.1.parse()?)
+        }
+        let mut connection = lab.connect().await?;
+        let mut tx = connection.begin().await?;
+        lab.outbox.add(&mut tx, message("prepares")).await?;
+        let before = statements(&mut tx).await?;
+        lab.outbox.add(&mut tx, message("k")).await?;
+        let after = statements(&mut tx).await?;
+        let expected = match lab.engine {
+            Engine::MariaDb => 1,
+            // A savepoint, its release, and the INSERT.
+            Engine::MySql => 3,
+        };
+        assert_eq!(after - before - 1, expected);
+        Ok(())
+    }
+
+    async fn an_answer_to_something_else_is_no_confirmation(lab: Lab) -> Result<()> {
+        let mut connection = lab.connect().await?;
+        run(&mut connection, "BEGIN").await?;
+        lab.outbox.add(&mut connection, message("prepares")).await?;
+        lose_step(&mut connection).await;
+        let added = lab.outbox.add(&mut connection, message("k")).await;
+        assert_eq!(refused(added), Some(AddErrorKind::Store(StoreErrorKind::Unavailable)));
+        Ok(())
+    }
+
     async fn add_after_a_deadlock_is_refused(lab: Lab) -> Result<()> {
         let mut one = lab.connect().await?;
         let mut two = lab.connect().await?;
@@ -63,6 +122,9 @@ on_both! {
         run(&mut connection, "COMMIT; SET autocommit = 0; SELECT 1 FROM outbox").await?;
         lab.outbox.add(&mut connection, message("autocommit")).await?;
         run(&mut connection, "COMMIT; SET autocommit = 1").await?;
+        run(&mut connection, "XA START 'a'").await?;
+        lab.outbox.add(&mut connection, message("xa")).await?;
+        run(&mut connection, "XA END 'a'; XA COMMIT 'a' ONE PHASE").await?;
         let mut tx = connection.begin().await?;
         let mut savepoint = tx.begin().await?;
         lab.outbox.add(&mut savepoint, message("savepoint")).await?;
@@ -73,7 +135,7 @@ on_both! {
         tx.commit().await?;
         let keys: Vec<_> =
             lab.pending().await?.iter().map(|m| m.key().expect("it has a key").to_vec()).collect();
-        assert_eq!(keys, [&b"raw"[..], b"autocommit", b"savepoint"]);
+        assert_eq!(keys, [&b"raw"[..], b"autocommit", b"xa", b"savepoint"]);
         Ok(())
     }
 
@@ -231,4 +293,25 @@ on_both! {
         assert_eq!(lab.pending().await?, [message]);
         Ok(())
     }
+}
+
+/// What a writer learned of one server does no harm on the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_writer_is_safe_on_both_servers() -> Result<()> {
+    let (Some(mariadb), Some(mysql)) =
+        (Lab::new(Engine::MariaDb).await?, Lab::new(Engine::MySql).await?)
+    else {
+        return Ok(());
+    };
+    let outbox = MySqlOutbox::new(MySqlWriter::new(&mariadb.schema));
+    for lab in [&mariadb, &mysql, &mariadb] {
+        let mut connection = lab.connect().await?;
+        let added = outbox.add(&mut connection, message("ghost")).await;
+        assert_eq!(refused(added), Some(AddErrorKind::NoTransaction));
+        let mut tx = connection.begin().await?;
+        outbox.add(&mut tx, message("k")).await?;
+        tx.rollback().await?;
+        assert_eq!(lab.pending().await?, []);
+    }
+    Ok(())
 }

@@ -48,6 +48,17 @@ on_both! {
         Ok(())
     }
 
+    async fn an_answer_to_something_else_is_not_taken_for_a_repetition(lab: Lab) -> Result<()> {
+        let inbox = MySqlInbox::new(&lab.schema, "billing")?;
+        let mut connection = lab.connect().await?;
+        run(&mut connection, "BEGIN").await?;
+        inbox.accept(&mut connection, MessageId::generate()).await?;
+        lose_step(&mut connection).await;
+        let error = inbox.accept(&mut connection, MessageId::generate()).await.expect_err("a ping");
+        assert_eq!(error.kind(), StoreErrorKind::Unavailable);
+        Ok(())
+    }
+
     async fn accepting_without_an_open_transaction_is_refused(lab: Lab) -> Result<()> {
         let inbox = MySqlInbox::new(&lab.schema, "billing")?;
         let (mut connection, id) = (lab.connect().await?, MessageId::generate());
