@@ -71,7 +71,7 @@ impl Database {
                 Ok(version) => return Ok(Self { engine, base, version }),
                 Err(error) if tokio::time::Instant::now() > deadline => {
                     // Without the URL: it holds a password.
-                    return Err(error).with_context(|| format!("the {engine} given is silent"));
+                    return Err(error).with_context(|| format!("{engine} does not answer"));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }

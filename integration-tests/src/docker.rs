@@ -1,10 +1,11 @@
 //! The rung in the middle: containers, if a daemon answers and has the image.
 
-use std::{env, time::Duration};
+use std::{collections::HashMap, env, mem, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use testcontainers::{
     ContainerAsync, ContainerRequest, GenericImage, ImageExt,
+    bollard::models::HostConfig,
     core::{IntoContainerPort, client::docker_client_instance},
     runners::AsyncRunner,
 };
@@ -13,7 +14,8 @@ use tokio::time::timeout;
 use crate::{
     database::{Database, Engine, PASSWORD},
     kafka::Kafka,
-    native::ports,
+    names,
+    native::{ports, tool},
     watchdog,
 };
 
@@ -32,20 +34,22 @@ pub(crate) async fn database(engine: Engine) -> Result<Database> {
         .with_mapped_port(port, 3306.tcp())
         .with_env_var(format!("{}_ROOT_PASSWORD", engine.name().to_uppercase()), PASSWORD)
         .with_cmd(fast);
-    start(image, request).await?;
-    Database::at(engine, &format!("mysql://root:{PASSWORD}@127.0.0.1:{port}"), PATIENCE).await
+    let url = format!("mysql://root:{PASSWORD}@127.0.0.1:{port}");
+    started(image, request, async move { Database::at(engine, &url, PATIENCE).await }).await
 }
 
 /// One node of Kafka in a container, or why there is none.
 pub(crate) async fn kafka() -> Result<Kafka> {
     let image = Image::of("kafka")?;
-    // Clients dial what the broker advertises, so the port must be known before it starts.
+    // Clients dial what the broker advertises, so the port must be known before it starts. Inside
+    // it is the same, as the broker dials itself there too.
     let port = ports::free()?;
+    let listeners = format!("PLAINTEXT://:{port},CONTROLLER://:9093");
     let advertised = format!("PLAINTEXT://127.0.0.1:{port}");
     let settings = [
         ("KAFKA_NODE_ID", "1"),
         ("KAFKA_PROCESS_ROLES", "broker,controller"),
-        ("KAFKA_LISTENERS", "PLAINTEXT://:9092,CONTROLLER://:9093"),
+        ("KAFKA_LISTENERS", &listeners),
         ("KAFKA_ADVERTISED_LISTENERS", &advertised),
         ("KAFKA_LISTENER_SECURITY_PROTOCOL_MAP", "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT"),
         ("KAFKA_CONTROLLER_LISTENER_NAMES", "CONTROLLER"),
@@ -56,28 +60,74 @@ pub(crate) async fn kafka() -> Result<Kafka> {
         ("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1"),
         ("KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS", "0"),
     ];
-    let mut request = GenericImage::from(&image).with_mapped_port(port, 9092.tcp());
+    let mut request = GenericImage::from(&image).with_mapped_port(port, port.tcp());
     for (name, value) in settings {
         request = request.with_env_var(name, value);
     }
-    start(image, request).await?;
-    Kafka::at(&format!("127.0.0.1:{port}"), 1, PATIENCE).await
+    let bootstrap = format!("127.0.0.1:{port}");
+    started(image, request, async move { Kafka::at(&bootstrap, 1, PATIENCE).await }).await
 }
 
-/// Starts the container for as long as this process lives.
-async fn start(image: Image, request: ContainerRequest<GenericImage>) -> Result<()> {
+/// Starts a container for as long as this process lives, and waits until it is ready.
+async fn started<T: Send + 'static>(
+    image: Image,
+    request: ContainerRequest<GenericImage>,
+    ready: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     // In a runtime of its own: the connections to the daemon must not die with the runtime of the
     // test that happened to come first.
-    let container = tokio::task::spawn_blocking(move || {
+    tokio::task::spawn_blocking(move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
             image.is_at_hand().await?;
-            anyhow::Ok(request.start().await?)
+            // Named and guarded before there is one: a kill between the two would leave it behind.
+            let name = names::unique("outbox-tests");
+            watchdog::guard_container(&name)?;
+            let request = request.with_container_name(name).with_host_config_modifier(on_loopback);
+            let container = request.start().await?;
+            let ready = tokio::select! {
+                ready = ready => ready,
+                ended = end(&container) => Err(ended),
+            };
+            match ready {
+                Ok(ready) => {
+                    // Never dropped: the watchdog removes it, also after a kill.
+                    mem::forget(container);
+                    Ok(ready)
+                }
+                Err(error) => {
+                    let log = log(&container).await.unwrap_or_default();
+                    bail!("{error:#}; its log:\n{log}")
+                }
+            }
         })
     })
-    .await??;
-    // Never dropped: the watchdog removes it, also after a kill.
-    let container: &ContainerAsync<_> = Box::leak(Box::new(container));
-    watchdog::guard_container(container.id())
+    .await?
+}
+
+/// Publishes ports on loopback only: everybody knows the password of the server behind it.
+fn on_loopback(host: &mut HostConfig) {
+    let ports = host.port_bindings.iter_mut().flat_map(HashMap::values_mut);
+    for binding in ports.flatten().flatten() {
+        binding.host_ip = Some("127.0.0.1".into());
+    }
+}
+
+/// Returns when the container has ended, or nothing can be known of it.
+async fn end(container: &ContainerAsync<GenericImage>) -> Error {
+    loop {
+        match container.is_running().await {
+            Ok(true) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Ok(false) => return anyhow!("the container ended"),
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+/// The last lines that the server wrote.
+async fn log(container: &ContainerAsync<GenericImage>) -> Result<String> {
+    let mut log = container.stdout_to_vec().await?;
+    log.extend(container.stderr_to_vec().await?);
+    Ok(tool::tail(&String::from_utf8_lossy(&log)))
 }
 
 /// The name of an image.

@@ -14,6 +14,6 @@ mod maven;
 pub(crate) mod ports;
 mod server;
 pub(crate) mod sql;
-mod tool;
+pub(crate) mod tool;
 
 pub use server::Server;

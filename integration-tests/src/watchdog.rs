@@ -31,9 +31,9 @@ pub(crate) fn guard_folder(folder: &Path) -> Result<()> {
     tell("folder", folder.to_str().context("a run folder's path must be UTF-8")?)
 }
 
-/// Removes the container when the present process is gone.
-pub(crate) fn guard_container(id: &str) -> Result<()> {
-    tell("container", id)
+/// Removes the container of this name when the present process is gone, if there is one then.
+pub(crate) fn guard_container(name: &str) -> Result<()> {
+    tell("container", name)
 }
 
 /// Prints the line when the present process is gone: the last thing that its run says.
@@ -64,4 +64,41 @@ fn start() -> Result<ChildStdin> {
         .spawn()
         .context("sh")?;
     watchdog.stdin.take().context("the pipe to the watchdog")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs, io::Write, os::unix::fs::PermissionsExt, process::Stdio};
+
+    use super::{Command, SCRIPT};
+
+    /// What the watchdog has docker do about a container that comes to be before the call with
+    /// that number.
+    fn calls_for_a_container_created_before_call(number: usize) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let (docker, calls) = (folder.path().join("docker"), folder.path().join("calls"));
+        let script = format!(
+            "#!/bin/sh\necho \"$@\" >> {calls}\n[ $(wc -l < {calls}) -lt {number} ] || echo it\n",
+            calls = calls.display()
+        );
+        fs::write(&docker, script).unwrap();
+        fs::set_permissions(&docker, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", folder.path().display(), env::var("PATH").unwrap());
+        let mut watchdog = Command::new("sh")
+            .args(["-c", SCRIPT])
+            .env("PATH", path)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        watchdog.stdin.take().unwrap().write_all(b"container it\n").unwrap();
+        assert!(watchdog.wait().unwrap().success());
+        fs::read_to_string(calls).unwrap()
+    }
+
+    #[test]
+    fn a_container_is_removed_also_if_it_was_still_being_created() {
+        let removal = "rm -f -v it\n";
+        assert_eq!(calls_for_a_container_created_before_call(1), removal);
+        assert_eq!(calls_for_a_container_created_before_call(2), removal.repeat(2));
+    }
 }

@@ -35,6 +35,9 @@ for process in $processes; do
     done
 done
 for container in $containers; do
+    # One that was being created when the test process was killed appears a moment later.
+    [ -n "$(docker rm -f -v "$container" 2>/dev/null)" ] && continue
+    sleep 1
     docker rm -f -v "$container" >/dev/null 2>&1 ||
         echo "outbox-tests: container $container could not be removed" >&2
 done

@@ -25,7 +25,7 @@ pub(super) fn run(command: &mut Command) -> Result<Output> {
 }
 
 /// The last lines of a log, enough to see why.
-pub(super) fn tail(log: &str) -> String {
+pub(crate) fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(30)..].iter().map(|line| format!("    {line}\n")).collect()
 }
