@@ -143,10 +143,10 @@ async fn a_purge_dropped_anywhere_takes_a_batch_or_nothing() -> Result<()> {
     let mut connection = lab.connect().await?;
     for polls in 1.. {
         lab.add((0..5).map(|n| message(&n.to_string())).collect()).await?;
-        let rows = deliveries(lab.page().await?);
+        let rows = deliveries(soon(lab.page()).await?);
         let rows: Vec<_> =
             rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
-        lab.store.settle(Settle::new(&rows, &[]).archive(true)).await?;
+        soon(lab.store.settle(Settle::new(&rows, &[]).archive(true))).await?;
         lab.add(vec![message("waits")]).await?;
         run(&mut connection, "UPDATE outbox_delivered SET delivered_at = delivered_at - 1000000")
             .await?;
@@ -169,7 +169,7 @@ async fn a_purge_dropped_anywhere_takes_a_batch_or_nothing() -> Result<()> {
 #[tokio::test]
 async fn a_look_at_the_backlog_or_the_dead_dropped_anywhere_loses_no_connection() -> Result<()> {
     let lab = Lab::new().await?;
-    let ids = hold_four(&lab).await?;
+    let ids = soon(hold_four(&lab)).await?;
     let mut done = false;
     for polls in 1.. {
         if done {
@@ -214,7 +214,7 @@ async fn an_operators_verb_dropped_anywhere_has_changed_each_message_wholly_or_n
         let mut connection = lab.connect().await?;
         slow_copies_down(&mut connection).await?;
         for polls in 1.. {
-            let ids = hold_four(&lab).await?;
+            let ids = soon(hold_four(&lab)).await?;
             let changed = drop_after(polls, verb.apply(&lab.store, &ids)).await;
             let held = "SELECT COUNT(*) FROM outbox WHERE held_at IS NOT NULL";
             let released = "SELECT COUNT(*) FROM outbox WHERE held_at IS NULL AND revision > 0";
