@@ -272,6 +272,21 @@ on_both! {
         Ok(())
     }
 
+    async fn a_call_dropped_while_it_waits_for_a_lock_is_in_nobodys_way(lab: Lab) -> Result<()> {
+        let ids = soon(hold_four(&lab, &take_all(&lab).await?)).await?;
+        let mut other = lab.connect().await?;
+        run(&mut other, "BEGIN; SELECT id FROM outbox FOR UPDATE").await?;
+        let retry = DeadLetters::retry(&lab.store, &ids);
+        let waited = tokio::time::timeout(Duration::from_millis(500), retry).await;
+        assert!(waited.is_err(), "it was not dropped: {waited:?}");
+        // On the connection of what was dropped this would get the answer to that: a lock wait.
+        assert_eq!(soon(lab.store.backlog()).await?.held, 4);
+        run(&mut other, "ROLLBACK").await?;
+        soon(DeadLetters::retry(&lab.store, &ids)).await?;
+        assert_eq!(soon(lab.store.backlog()).await?.held, 0);
+        Ok(())
+    }
+
     async fn a_purge_dropped_anywhere_takes_a_batch_or_nothing(lab: Lab) -> Result<()> {
         let mut connection = lab.connect().await?;
         let archived = "SELECT COUNT(*) FROM outbox_delivered";
