@@ -80,8 +80,8 @@ fn chatty(bootstrap: &str) -> KafkaBuilder {
 }
 
 /// Publishes one message of canaries, whatever comes of it.
-async fn publish(broker: &KafkaBroker) -> String {
-    let [key, payload, header] = CONTENT;
+async fn publish(broker: &KafkaBroker, payload: &str) -> String {
+    let [key, _, header] = CONTENT;
     let builder = Message::builder("orders").key(key).payload(payload).header("auth", header);
     let delivery = Delivery::new(Position::START, Lane(0), builder.build().expect("valid"));
     let not_after = tokio::time::Instant::now() + Duration::from_secs(60);
@@ -123,12 +123,18 @@ async fn a_broker_in_every_kind_of_trouble_shows_no_password_and_no_content() {
         if let Err(error) = broker.check().await {
             writeln!(shown.clone(), "{}", text_of(&error)).expect("it is in memory");
         }
-        let outcome = publish(&broker).await;
+        let outcome = publish(&broker, CONTENT[1]).await;
         shown.show(&outcome);
         outcomes.push(outcome);
         broker.close(Duration::from_secs(5)).await;
     }
     assert!(outcomes[0].contains("Failed") && outcomes[2].contains("Delivered"), "{outcomes:?}");
+    // One that is refused before it is sent.
+    let small = chatty(&cluster.bootstrap_servers()).max_message_bytes(1_000);
+    let refused =
+        publish(&small.build().expect("it connects later"), &CONTENT[1].repeat(100)).await;
+    assert!(refused.contains("Rejected"), "{refused}");
+    shown.show(&refused);
     // The debug lines and the statistics come from other threads.
     let start = Instant::now();
     let text = loop {

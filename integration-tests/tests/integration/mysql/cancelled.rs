@@ -8,7 +8,7 @@ use std::future::Future;
 
 use outbox_core::dead_letters::{DeadLetterQuery, Place};
 use outbox_core::delivery::{Failure, Receipt, Settlement};
-use outbox_core::store::{Delivered, Failed, Purge, Settle, StoreError};
+use outbox_core::store::{Delivered, Failed, Purge, Release, Settle, StoreError};
 use outbox_core::{AddErrorKind, DeadLetters, MessageId};
 use outbox_mysql::MySqlInbox;
 use outbox_mysql::sqlx::MySqlPool;
@@ -212,15 +212,90 @@ on_both! {
         Ok(())
     }
 
+    async fn a_relays_calls_dropped_anywhere_can_be_repeated(lab: Lab) -> Result<()> {
+        let (store, mut connection) = (&lab.store, lab.connect().await?);
+        let me = KeepLeases::new(WorkerId::generate(), TTL);
+        for polls in 1.. {
+            lab.add(["a", "b", "c", "d"].map(message).to_vec()).await?;
+            let mut ended = vec![drop_after(polls, store.keep_leases(me)).await.is_some()];
+            let standing = soon(store.keep_leases(me)).await?;
+            let take: Vec<TakeOver> = standing.lanes.iter().map(TakeOver::of).collect();
+            ended.push(drop_after(polls, store.keep_leases(me.take(&take))).await.is_some());
+            let lanes = soon(store.keep_leases(me.take(&take))).await?.lanes;
+            for (lane, free) in lanes.iter().zip(&standing.lanes) {
+                let taken = (Some(me.worker), free.epoch + 1);
+                assert_eq!((lane.owner, lane.epoch), taken, "taken once");
+            }
+            let leases: Vec<_> = lanes.iter().map(|it| Lease::new(it.lane, it.epoch)).collect();
+
+            let all: Vec<Lane> = lanes.iter().map(|it| it.lane).collect();
+            let claim = Claim::new(MEGABYTE).page(Page::new(&all, Position::START, 100));
+            ended.push(drop_after(polls, store.claim(claim)).await.is_some());
+            let rows = deliveries(soon(store.claim(claim)).await?);
+            assert_eq!(rows.len(), 4, "a claim changes nothing");
+
+            let delivered: Vec<_> = rows[..2]
+                .iter()
+                .map(|row| Delivered::new(id_of(row), Receipt::default()))
+                .collect();
+            let failed = |row: &Delivery, settlement| {
+                let (lease, why) = (leases[usize::from(row.lane.0)], Failure::new("no", "why"));
+                Failed::new(id_of(row), lease, row.state, 1, settlement, why)
+            };
+            let failed = [failed(&rows[2], Settlement::Held), failed(&rows[3], Settlement::Dead)];
+            let settle = Settle::new(&delivered, &failed).archive(true);
+            ended.push(drop_after(polls, store.settle(settle)).await.is_some());
+            // One statement, one snapshot: what was dropped may still be at work.
+            let everywhere = "SELECT (SELECT COUNT(*) FROM outbox) \
+                 + (SELECT COUNT(*) FROM outbox_delivered) + (SELECT COUNT(*) FROM outbox_dead)";
+            assert_eq!(number(&mut connection, everywhere).await?, 4, "each in one place");
+            assert_eq!(number(&mut connection, UNEQUAL).await?, 0);
+            soon(store.settle(settle)).await?;
+            let archived = "SELECT COUNT(*) FROM outbox_delivered";
+            assert_eq!(number(&mut connection, archived).await?, 2);
+            assert_eq!(number(&mut connection, "SELECT COUNT(*) FROM outbox_dead").await?, 1);
+            assert_eq!(soon(store.backlog()).await?.held, 1);
+
+            let release = Release::new(me.worker, &leases);
+            ended.push(drop_after(polls, store.release(release)).await.is_some());
+            soon(store.release(release)).await?;
+            let left = soon(store.keep_leases(me)).await?.lanes;
+            assert!(left.iter().all(|lane| lane.owner.is_none()), "{left:?}");
+            let empty = "DELETE FROM outbox; DELETE FROM outbox_held; \
+                         DELETE FROM outbox_delivered; DELETE FROM outbox_dead";
+            run(&mut connection, empty).await?;
+            if !ended.contains(&false) {
+                assert!(polls > 1, "nothing ever waited");
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn a_call_dropped_while_it_waits_for_a_lock_is_in_nobodys_way(lab: Lab) -> Result<()> {
+        let ids = soon(hold_four(&lab, &take_all(&lab).await?)).await?;
+        let mut other = lab.connect().await?;
+        run(&mut other, "BEGIN; SELECT id FROM outbox FOR UPDATE").await?;
+        let retry = DeadLetters::retry(&lab.store, &ids);
+        let waited = tokio::time::timeout(Duration::from_millis(500), retry).await;
+        assert!(waited.is_err(), "it was not dropped: {waited:?}");
+        // On the connection of what was dropped this would get the answer to that: a lock wait.
+        assert_eq!(soon(lab.store.backlog()).await?.held, 4);
+        run(&mut other, "ROLLBACK").await?;
+        soon(DeadLetters::retry(&lab.store, &ids)).await?;
+        assert_eq!(soon(lab.store.backlog()).await?.held, 0);
+        Ok(())
+    }
+
     async fn a_purge_dropped_anywhere_takes_a_batch_or_nothing(lab: Lab) -> Result<()> {
         let mut connection = lab.connect().await?;
         let archived = "SELECT COUNT(*) FROM outbox_delivered";
         for polls in 1.. {
             lab.add((0..5).map(|n| message(&n.to_string())).collect()).await?;
-            let rows = deliveries(lab.page().await?);
+            let rows = deliveries(soon(lab.page()).await?);
             let rows: Vec<_> =
                 rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
-            lab.store.settle(Settle::new(&rows, &[]).archive(true)).await?;
+            soon(lab.store.settle(Settle::new(&rows, &[]).archive(true))).await?;
             lab.add(vec![message("waits")]).await?;
             run(
                 &mut connection,
@@ -244,7 +319,7 @@ on_both! {
     }
 
     async fn a_look_dropped_anywhere_loses_no_connection(lab: Lab) -> Result<()> {
-        let ids = hold_four(&lab, &take_all(&lab).await?).await?;
+        let ids = soon(hold_four(&lab, &take_all(&lab).await?)).await?;
         let query = DeadLetterQuery::new();
         for polls in 1.. {
             let ended = [
@@ -269,7 +344,7 @@ on_both! {
         let mut connection = lab.connect().await?;
         for verb in [Verb::Retry, Verb::Skip, Verb::Discard] {
             for polls in 1.. {
-                let ids = hold_four(&lab, &leases).await?;
+                let ids = soon(hold_four(&lab, &leases)).await?;
                 let changed = drop_after(polls, verb.apply(&lab.store, &ids)).await;
                 // One statement, one snapshot: what was dropped may still be at work.
                 let everywhere = "SELECT (SELECT COUNT(*) FROM outbox) \
