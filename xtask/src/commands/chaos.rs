@@ -13,7 +13,8 @@ pub(super) const COMMAND: Command = Command {
 };
 
 fn chaos(arguments: &[String]) -> Result<()> {
-    let mut chaos = cargo(&["run", "--quiet", "--package", "chaos", "--", "--keep"]);
+    // Optimised, so that the servers have the processors and not the writers.
+    let mut chaos = cargo(&["run", "--quiet", "--release", "--package", "chaos", "--", "--keep"]);
     if arguments.iter().any(|argument| argument == "--bug") {
         chaos.env("RUSTFLAGS", "--cfg outbox_seeded_bug");
         chaos.env("CARGO_TARGET_DIR", target().join("seeded"));
