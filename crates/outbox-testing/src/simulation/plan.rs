@@ -62,6 +62,10 @@ pub struct Plan {
     pub slow_reads: bool,
     /// Whether many acknowledgements take long.
     pub slow_answers: bool,
+    /// Whether inserts take most of the grace time, and the store's clock steps often meanwhile.
+    /// There is no other fault then: a worker believes what it is told of the age of a backlog, be
+    /// it one that it finds or one that grows while it cannot publish.
+    pub slow_inserts: bool,
     /// Whether ids become visible in order.
     pub in_commit_order: bool,
     /// The machine's settings.
@@ -92,7 +96,7 @@ impl Plan {
         let cut_off = stormy && workers > 1 && random.random_ratio(1, 6);
         // Workers that come and go are no fault.
         let restarts = if random.random_ratio(1, 2) { random.random_range(1..=8) } else { 0 };
-        Self {
+        let plan = Self {
             mode,
             lanes: random.random_range(1..=6),
             workers,
@@ -113,9 +117,24 @@ impl Plan {
             unknown_topic,
             slow_reads: random.random_ratio(1, 5),
             slow_answers: random.random_ratio(1, 3),
+            slow_inserts: false,
             in_commit_order: random.random_ratio(1, 10),
             settings: settings(random, seed),
-        }
+        };
+        // By a draw of its own, so that all other seeds stay what they were.
+        let slow_inserts = SmallRng::seed_from_u64(seed ^ 0x510).random_ratio(1, 20);
+        if stormy && slow_inserts { plan.with_slow_inserts() } else { plan }
+    }
+
+    fn with_slow_inserts(mut self) -> Self {
+        (self.slow_inserts, self.clock_steps, self.storm) = (true, 20, Duration::from_secs(20));
+        (self.workers, self.cut_off, self.in_commit_order) = (1, false, false);
+        (self.crashes, self.pauses, self.restarts, self.server_changes) = (0, 0, 0, 0);
+        (self.store_faults, self.store_outages, self.outages) = (0, 0, 0);
+        (self.broker_faults, self.poison, self.unknown_topic) = (0, 0, false);
+        (self.settings.rows_in_flight, self.settings.page_rows) = (100, 50);
+        (self.settings.known_rows, self.settings.bytes_in_flight) = (10_000, 1_000_000);
+        self
     }
 }
 

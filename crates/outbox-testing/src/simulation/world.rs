@@ -26,6 +26,8 @@ const TOPICS: [&str; 3] = ["orders", "skipping", "late"];
 /// After the storm everything must be delivered within this time: leases, back-offs and probes
 /// all end well before.
 const CALM_AFTER: Duration = Duration::from_secs(150);
+/// The workers start within this time.
+const START: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct Worker {
@@ -95,7 +97,7 @@ impl World {
 
     pub(super) fn run(mut self) -> Report {
         for worker in 0..self.workers.len() {
-            let at = self.millis(0, 2_000);
+            let at = self.millis(0, START.as_millis() as u64);
             self.after(at, move |world| world.start(worker));
         }
         for number in 0..self.plan.transactions {

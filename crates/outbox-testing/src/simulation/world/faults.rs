@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox_core::machine::Input;
 use rand::Rng;
 
-use super::World;
+use super::{START, World};
 
 impl World {
     pub(super) fn plan_faults(&mut self) {
@@ -52,6 +52,7 @@ impl World {
         for _ in 0..self.plan.clock_steps {
             // A step back by an hour lets dead workers' leases last an hour longer, as documented.
             let (at, step) = (self.within_storm(), self.random.random_range(-20..3_600_i64));
+            let at = if self.plan.slow_inserts { at + 2 * START } else { at };
             self.after(at, move |world| {
                 world.note(|| format!("the store's clock steps by {step} s"));
                 world.fault();

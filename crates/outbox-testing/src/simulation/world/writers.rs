@@ -46,7 +46,9 @@ impl World {
             (Duration::ZERO, Duration::ZERO)
         } else {
             let slow = self.random.random_ratio(1, 15);
-            let written = self.millis(0, 50);
+            let grace = self.plan.settings.grace.as_millis() as u64;
+            let longest = if self.plan.slow_inserts { grace / 4 * 3 } else { 50 };
+            let written = self.millis(0, longest);
             (written, written + if slow { self.millis(2_000, 9_000) } else { self.millis(0, 40) })
         };
         let ids: Vec<u64> = rows.iter().map(|(id, ..)| *id).collect();
