@@ -646,6 +646,16 @@ mod tests {
             transaction.abort().expect("a rollback");
         }
 
+        /// A [`WriteTransaction`] has none that would not cost a copy of the table.
+        async fn add_in_savepoint(
+            &self,
+            _: &mut Box<WriteTransaction>,
+            _: Message,
+            _: bool,
+        ) -> bool {
+            false
+        }
+
         /// In redb, to have a [`WriteTransaction`] is to be in one.
         async fn connect(&self) -> Option<Box<WriteTransaction>> {
             None

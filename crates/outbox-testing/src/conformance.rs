@@ -151,7 +151,7 @@
 //! use std::sync::Arc;
 //! use std::time::Duration;
 //!
-//! use outbox_core::{MessageId, Store, async_trait};
+//! use outbox_core::{Message, MessageId, Outbox, Store, async_trait};
 //! use outbox_testing::conformance::store::StoreFixture;
 //! use outbox_testing::{MemoryConnection, MemoryStore, MemoryTransaction, MemoryWriter};
 //!
@@ -184,6 +184,17 @@
 //!     }
 //!     async fn roll_back(&self, transaction: MemoryTransaction<'static>) {
 //!         transaction.rollback();
+//!     }
+//!     async fn add_in_savepoint(
+//!         &self,
+//!         transaction: &mut MemoryTransaction<'static>,
+//!         message: Message,
+//!         release: bool,
+//!     ) -> bool {
+//!         let mut savepoint = transaction.begin();
+//!         Outbox::new(self.writer()).add(&mut savepoint, message).await.unwrap();
+//!         if release { savepoint.commit() } else { savepoint.rollback() }
+//!         true
 //!     }
 //!     async fn connect(&self) -> Option<Box<MemoryConnection>> {
 //!         Some(Box::new(self.0.connection()))

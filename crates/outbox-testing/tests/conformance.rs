@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outbox_core::{Broker, DeadLetters, MessageId, Store, async_trait};
+use outbox_core::{Broker, DeadLetters, Message, MessageId, Outbox, Store, async_trait};
 use outbox_testing::conformance::broker::BrokerFixture;
 use outbox_testing::conformance::store::{DeadLettersFixture, StoreFixture};
 use outbox_testing::{
@@ -45,6 +45,21 @@ impl StoreFixture for InMemory {
 
     async fn roll_back(&self, transaction: MemoryTransaction<'static>) {
         transaction.rollback();
+    }
+
+    async fn add_in_savepoint(
+        &self,
+        transaction: &mut MemoryTransaction<'static>,
+        message: Message,
+        release: bool,
+    ) -> bool {
+        let mut savepoint = transaction.begin();
+        Outbox::new(self.writer()).add(&mut savepoint, message).await.expect("an add");
+        match release {
+            true => savepoint.commit(),
+            false => savepoint.rollback(),
+        }
+        true
     }
 
     async fn connect(&self) -> Option<Box<MemoryConnection>> {

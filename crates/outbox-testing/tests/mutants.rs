@@ -1,7 +1,7 @@
 //! Stores and brokers with one defect each, which the conformance cases must find: a case that
 //! cannot fail proves nothing.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::panic::{RefUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use outbox_core::broker::{BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind};
 use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery};
-use outbox_core::delivery::{Receipt, Settlement, Span};
+use outbox_core::delivery::{Receipt, RowId, Settlement, Span};
 use outbox_core::store::{
-    Backlog, Claim, ClaimReply, Claimed, Delivered, KeepLeases, Page, Purge, Release, Settle,
-    Settled, Standing, StoreError, StoreErrorKind, StoreProfile, Swept, TakeOver,
+    Backlog, Claim, ClaimReply, Claimed, Delivered, KeepLeases, LaneRecord, Page, Purge, Release,
+    Settle, Settled, Standing, StoreError, StoreErrorKind, StoreProfile, Swept, TakeOver,
 };
 use outbox_core::{
-    Broker, DeadLetters, Lane, Lease, Message, MessageId, Position, Store, WorkerId, Writer,
-    async_trait,
+    Broker, DeadLetters, Delivery, Lane, Lease, Message, MessageId, Outbox, Position, Store,
+    WorkerId, Writer, async_trait,
 };
 use outbox_testing::conformance::broker::{BrokerFixture, answering, recording};
 use outbox_testing::conformance::store::{
@@ -43,6 +43,8 @@ enum Bug {
     TellsFetchedRowsAlone,
     IgnoresTheByteBudget,
     FailsOnUnreadableRows,
+    HidesWhatAnotherReads,
+    ShowsSettledRowsAgain,
     DeletesByPositionOnly,
     IgnoresTheEpoch,
     TellsNoRefusals,
@@ -50,7 +52,9 @@ enum Bug {
     LosesTheArchive,
     TakesLeasedLanes,
     IgnoresTheStamp,
+    ForgetsHoldsWithTheLease,
     PurgesPendingRows,
+    PurgesRetriedMessages,
     // Dead letters
     RetriesHeldRowsLast,
     DiscardsWhatWaits,
@@ -68,6 +72,9 @@ enum Bug {
 
 thread_local! {
     static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
+    /// Claims under way, and the rows of the longest page.
+    static READING: Cell<usize> = const { Cell::new(0) };
+    static SHOWN: RefCell<Vec<Claimed>> = const { RefCell::new(Vec::new()) };
 }
 
 #[track_caller]
@@ -96,6 +103,7 @@ fn has(bug: Bug) -> bool {
 fn a_writer_that_commits_by_itself_is_found() {
     let bug = Bug::CommitsByItself;
     assert_finds(bug, visibility::a_message_of_a_rolled_back_transaction_never_appears::<Mutant>);
+    assert_finds(bug, visibility::a_message_of_a_rolled_back_savepoint_never_appears::<Mutant>);
     assert_finds(bug, visibility::adding_without_an_open_transaction_is_refused::<Mutant>);
 }
 
@@ -128,6 +136,14 @@ fn claims_that_show_too_much_or_too_little_are_found() {
         Bug::IgnoresTheByteBudget,
         claiming::a_row_beyond_the_byte_budget_is_unread::<Mutant>,
     );
+    assert_finds(
+        Bug::HidesWhatAnotherReads,
+        claiming::claims_at_the_same_time_show_the_same_rows::<Mutant>,
+    );
+    assert_finds(
+        Bug::ShowsSettledRowsAgain,
+        claiming::a_claim_beside_a_settle_shows_a_row_whole_or_not_at_all::<Mutant>,
+    );
     assert_finds(Bug::FailsOnUnreadableRows, claiming::an_unreadable_row_is_a_value::<Mutant>);
 }
 
@@ -136,6 +152,7 @@ fn settlements_without_identity_or_fence_are_found() {
     assert_finds(Bug::DeletesByPositionOnly, settling::a_reused_position_is_not_deleted::<Mutant>);
     assert_finds(Bug::IgnoresTheEpoch, settling::a_stale_epoch_changes_nothing::<Mutant>);
     assert_finds(Bug::TellsNoRefusals, settling::a_failed_row_that_is_gone_is_refused::<Mutant>);
+    assert_finds(Bug::ForgetsHoldsWithTheLease, settling::a_hold_outlasts_a_take_over::<Mutant>);
     assert_finds(Bug::LosesDeadRows, settling::a_dead_row_moves_to_the_dead_letters::<Mutant>);
     assert_finds(Bug::LosesTheArchive, settling::a_delivered_row_is_archived_when_asked::<Mutant>);
 }
@@ -151,6 +168,8 @@ fn leases_that_do_not_exclude_are_found() {
 fn a_purge_of_undelivered_rows_is_found() {
     let case = purging::purging_never_touches_what_was_not_delivered::<Mutant>;
     assert_finds(Bug::PurgesPendingRows, case);
+    let case = dead_letters::purging_leaves_a_dead_message_that_is_retried::<Mutant>;
+    assert_finds(Bug::PurgesRetriedMessages, case);
 }
 
 #[test]
@@ -204,6 +223,13 @@ struct Mutant {
     broker: MemoryBroker,
 }
 
+impl Mutant {
+    async fn lanes(&self) -> Result<Vec<LaneRecord>, StoreError> {
+        let worker = WorkerId::from_bytes([9; 16]);
+        Ok(self.store.keep_leases(KeepLeases::new(worker, Duration::ZERO)).await?.lanes)
+    }
+}
+
 const EVERYWHERE: [Span; 1] = [Span::new(Position::START, Position(u64::MAX))];
 
 #[async_trait]
@@ -241,6 +267,21 @@ impl StoreFixture for Mutant {
 
     async fn roll_back(&self, transaction: MemoryTransaction<'static>) {
         transaction.rollback();
+    }
+
+    async fn add_in_savepoint(
+        &self,
+        transaction: &mut MemoryTransaction<'static>,
+        message: Message,
+        release: bool,
+    ) -> bool {
+        let mut savepoint = transaction.begin();
+        Outbox::new(self.writer()).add(&mut savepoint, message).await.expect("an add");
+        match release {
+            true => savepoint.commit(),
+            false => savepoint.rollback(),
+        }
+        true
     }
 
     async fn connect(&self) -> Option<Box<MemoryConnection>> {
@@ -313,7 +354,28 @@ impl Store for Mutant {
         if has(Bug::IgnoresTheByteBudget) {
             request.bytes = usize::MAX;
         }
+        if has(Bug::HidesWhatAnotherReads) {
+            let others = READING.replace(READING.get() + 1);
+            tokio::task::yield_now().await;
+            READING.set(READING.get() - 1);
+            request.page = request.page.filter(|_| others == 0);
+        }
         let mut reply = self.store.claim(request).await?;
+        if has(Bug::ShowsSettledRowsAgain) && request.page.is_some() {
+            SHOWN.with_borrow_mut(|shown| {
+                if shown.len() < reply.rows.len() {
+                    shown.clone_from(&reply.rows);
+                }
+                reply.rows.clone_from(shown);
+            });
+        }
+        if has(Bug::ForgetsHoldsWithTheLease) {
+            let lanes = self.lanes().await?;
+            for row in &mut reply.rows {
+                let Claimed::Delivery(row) = row else { continue };
+                row.state.held &= lanes[usize::from(row.lane.0)].epoch == 1;
+            }
+        }
         if has(Bug::ShowsOpenRows) {
             let open = self.store.claim(Claim::new(0).open(&EVERYWHERE)).await?.open;
             reply.swept = open.iter().map(|position| Swept::new(*position, Lane(0), 1)).collect();
@@ -356,9 +418,7 @@ impl Store for Mutant {
             }
         }
         if has(Bug::IgnoresTheEpoch) {
-            let worker = WorkerId::from_bytes([9; 16]);
-            let lanes =
-                self.store.keep_leases(KeepLeases::new(worker, Duration::ZERO)).await?.lanes;
+            let lanes = self.lanes().await?;
             for row in &mut failed {
                 row.lease.epoch = lanes[usize::from(row.lease.lane.0)].epoch;
             }
@@ -381,6 +441,19 @@ impl Store for Mutant {
     }
 
     async fn purge(&self, request: Purge) -> Result<u64, StoreError> {
+        if has(Bug::PurgesRetriedMessages) {
+            let lanes: Vec<Lane> = (0..MemoryStore::DEFAULT_LANES.get()).map(Lane).collect();
+            let page = Page::new(&lanes, Position::START, 100);
+            let rows = self.store.claim(Claim::new(1_000).page(page)).await?.rows;
+            let retried = rows.iter().filter_map(|row| match row {
+                Claimed::Delivery(row) if row.state.retried => Some(row),
+                _ => None,
+            });
+            let id = |row: &Delivery| RowId::new(row.position, row.message.id());
+            let all: Vec<_> =
+                retried.map(|row| Delivered::new(id(row), Receipt::default())).collect();
+            self.store.settle(Settle::new(&all, &[])).await?;
+        }
         if has(Bug::PurgesPendingRows) {
             let lanes: Vec<Lane> = (0..MemoryStore::DEFAULT_LANES.get()).map(Lane).collect();
             let page = Page::new(&lanes, Position::START, 100);

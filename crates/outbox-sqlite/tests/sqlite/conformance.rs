@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use outbox_core::{DeadLetters, MessageId, Store, async_trait};
+use outbox_core::{DeadLetters, Message, MessageId, Outbox, Store, async_trait};
 use outbox_sqlite::SqliteWriter;
 use outbox_sqlite::sqlx::pool::PoolConnection;
 use outbox_sqlite::sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
-use outbox_sqlite::sqlx::{self, Sqlite, Transaction};
+use outbox_sqlite::sqlx::{self, Acquire, Sqlite, Transaction};
 use outbox_testing::conformance::store::{DeadLettersFixture, StoreFixture};
 
 use super::Lab;
@@ -51,6 +51,19 @@ impl StoreFixture for OnFile {
 
     async fn roll_back(&self, transaction: Transaction<'static, Sqlite>) {
         transaction.rollback().await.expect("a rollback");
+    }
+
+    async fn add_in_savepoint(
+        &self,
+        transaction: &mut Transaction<'static, Sqlite>,
+        message: Message,
+        release: bool,
+    ) -> bool {
+        let mut savepoint = transaction.begin().await.expect("a savepoint");
+        Outbox::new(self.writer()).add(&mut savepoint, message).await.expect("an add");
+        let ended = if release { savepoint.commit().await } else { savepoint.rollback().await };
+        ended.expect("the end of a savepoint");
+        true
     }
 
     async fn connect(&self) -> Option<PoolConnection<Sqlite>> {

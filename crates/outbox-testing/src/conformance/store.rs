@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use outbox_core::{DeadLetters, MessageId, Store, Writer};
+use outbox_core::{DeadLetters, Message, MessageId, Store, Writer};
 
 use self::stage::Stage;
 
@@ -51,6 +51,15 @@ pub trait StoreFixture: Sized + Send + Sync + 'static {
     /// Rolls it back.
     async fn roll_back(&self, transaction: Self::Transaction);
 
+    /// Adds a message within a savepoint of this transaction, and releases the savepoint or rolls
+    /// back to it. Answers `false`, having added nothing, if transactions have no savepoints.
+    async fn add_in_savepoint(
+        &self,
+        transaction: &mut Self::Transaction,
+        message: Message,
+        release: bool,
+    ) -> bool;
+
     /// A connection without an open transaction; `None` if whoever has a
     /// [`Writer::Transaction`] is in a transaction, so that adding outside of one does not compile.
     async fn connect(&self) -> Option<Self::Connection>;
@@ -77,6 +86,7 @@ macro_rules! store_conformance {
         $crate::__conformance! { $fixture, store::visibility {
             a_message_appears_when_its_transaction_commits,
             a_message_of_a_rolled_back_transaction_never_appears,
+            a_message_of_a_rolled_back_savepoint_never_appears,
             messages_stand_in_the_order_in_which_they_were_added,
             adding_without_an_open_transaction_is_refused,
             a_message_is_read_as_it_was_written,
@@ -92,6 +102,8 @@ macro_rules! store_conformance {
             a_bounded_page_ends_at_its_bound,
             bounded_pages_read_every_row_of_their_lanes_once,
             claiming_changes_nothing,
+            claims_at_the_same_time_show_the_same_rows,
+            a_claim_beside_a_settle_shows_a_row_whole_or_not_at_all,
             waiting_and_held_rows_are_claimed,
             a_row_tells_its_age,
             a_row_beyond_the_byte_budget_is_unread,
@@ -130,6 +142,7 @@ macro_rules! store_conformance {
             a_retry_records_attempts_and_wait,
             a_failure_leaves_the_age_of_a_row,
             a_held_row_stays_in_its_place,
+            a_hold_outlasts_a_take_over,
             a_dead_row_moves_to_the_dead_letters,
             a_stale_epoch_changes_nothing,
             a_released_lease_is_refused,
@@ -165,6 +178,7 @@ macro_rules! dead_letters_conformance {
             a_held_message_that_is_retried_keeps_its_place,
             a_decision_from_before_a_verb_is_refused,
             a_dead_message_that_is_retried_goes_last,
+            purging_leaves_a_dead_message_that_is_retried,
             a_retried_message_can_die_again,
             a_held_message_that_is_skipped_is_dead,
             a_verb_changes_every_message_of_an_id,

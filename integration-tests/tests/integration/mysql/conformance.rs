@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use outbox_core::{DeadLetters, MessageId, async_trait};
+use outbox_core::{DeadLetters, Message, MessageId, Outbox, async_trait};
 use outbox_mysql::sqlx::MySql;
 use outbox_mysql::sqlx::mysql::{MySqlPool, MySqlPoolOptions};
 use outbox_mysql::sqlx::pool::PoolConnection;
@@ -68,6 +68,19 @@ impl<E: Server> StoreFixture for On<E> {
 
     async fn roll_back(&self, transaction: sqlx::Transaction<'static, MySql>) {
         transaction.rollback().await.expect("rollback");
+    }
+
+    async fn add_in_savepoint(
+        &self,
+        transaction: &mut sqlx::Transaction<'static, MySql>,
+        message: Message,
+        release: bool,
+    ) -> bool {
+        let mut savepoint = transaction.begin().await.expect("a savepoint");
+        Outbox::new(self.writer()).add(&mut savepoint, message).await.expect("an add");
+        let ended = if release { savepoint.commit().await } else { savepoint.rollback().await };
+        ended.expect("the end of a savepoint");
+        true
     }
 
     async fn connect(&self) -> Option<PoolConnection<MySql>> {

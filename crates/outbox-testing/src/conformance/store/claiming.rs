@@ -129,6 +129,44 @@ pub async fn claiming_changes_nothing<F: StoreFixture>() {
     assert_eq!(read().await, read().await);
 }
 
+/// Claims at the same time show the same rows: none hides what another one reads.
+pub async fn claims_at_the_same_time_show_the_same_rows<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(20)).await;
+    let read = async || {
+        let rows = stage.all().await.rows.into_iter().map(delivery);
+        rows.map(|row| (row.position, row.message)).collect::<Vec<_>>()
+    };
+    let (one, two, three) = tokio::join!(read(), read(), read());
+    assert_eq!(one.len(), 20);
+    assert!(one == two && two == three, "three claims beside each other show different rows");
+}
+
+/// A claim beside a settle shows a row as it was or not at all, and after the settle not at all.
+pub async fn a_claim_beside_a_settle_shows_a_row_whole_or_not_at_all<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    stage.add_all(spread(40)).await;
+    let rows: Vec<_> = stage.all().await.rows.into_iter().map(delivery).collect();
+    let (settled, left) = rows.split_at(20);
+    let settle = async {
+        for some in settled.chunks(5) {
+            stage.deliver(&some.iter().collect::<Vec<_>>(), true).await;
+        }
+    };
+    let claims = async {
+        for _ in 0..20 {
+            for row in stage.all().await.rows.into_iter().map(delivery) {
+                let known = rows.iter().find(|known| known.position == row.position);
+                let known = known.map(|known| (&known.message, known.state));
+                assert_eq!(known, Some((&row.message, row.state)), "no row changes by a settle");
+            }
+        }
+    };
+    tokio::join!(settle, claims);
+    let left: Vec<_> = left.iter().map(|row| row.message.id()).collect();
+    assert_eq!(stage.messages().await, left, "what was settled stays away, the rest stays");
+}
+
 /// A claim shows rows that wait or are held, with what is recorded about them.
 pub async fn waiting_and_held_rows_are_claimed<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery, Place};
 use outbox_core::delivery::Settlement;
+use outbox_core::store::Purge;
 use outbox_core::{DeadLetters, Delivery, Message, MessageId};
 
 use super::stage::{delivery, failed, message};
@@ -135,6 +136,18 @@ pub async fn a_dead_message_that_is_retried_goes_last<F: DeadLettersFixture>() {
     assert_eq!((&now.message, now.lane), (&dead.message, dead.lane));
     assert_eq!((now.state.attempts, now.state.retried), (0, true));
     assert!(letters.get(id).await.unwrap().is_none());
+}
+
+/// Purging leaves a dead message that is retried: it is pending like any other.
+pub async fn purging_leaves_a_dead_message_that_is_retried<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    let id = stage.kill(message("orders", "a"), Settlement::Dead).await.message.id();
+    let retry = async { letters.retry(&[id]).await.unwrap() };
+    let purge = stage.store.purge(Purge::new(Duration::ZERO, 100));
+    let (retried, purged) = tokio::join!(retry, purge);
+    assert_eq!((retried, purged.unwrap()), (1, 0));
+    assert_eq!(super::purging::purge_everything(&stage).await, 0);
+    assert_eq!(stage.messages().await, [id]);
 }
 
 /// A retried dead message can die again.

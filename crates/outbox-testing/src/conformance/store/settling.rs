@@ -103,6 +103,22 @@ pub async fn a_held_row_stays_in_its_place<F: StoreFixture>() {
     assert_eq!((backlog.pending, backlog.held, backlog.dead), (1, 1, 0));
 }
 
+/// A hold outlasts the lease under which it was recorded: the next owner of the lane finds it.
+pub async fn a_hold_outlasts_a_take_over<F: StoreFixture>() {
+    let short = Duration::from_millis(200);
+    let stage = Stage::<F>::set().await;
+    let row = added(&stage).await;
+    let lease = lease_of(&row, &stage.take(WorkerId::generate(), short).await);
+    let held = failed(&row, lease, 3, Settlement::Held);
+    assert_eq!(stage.fail(std::slice::from_ref(&held)).await.refused, []);
+    stage.fixture.pass(short * 2).await;
+    let next = lease_of(&row, &stage.take(WorkerId::generate(), LONG).await);
+    assert!(next.epoch > lease.epoch, "the lane was not taken over");
+    let found = stage.delivery(row.message.id()).await;
+    assert_eq!((found.position, found.state.held, found.state.attempts), (row.position, true, 3));
+    assert_eq!(stage.fail(&[held]).await.refused, [row.position], "its first owner is too late");
+}
+
 /// A dead row leaves the outbox and enters the dead letters.
 pub async fn a_dead_row_moves_to_the_dead_letters<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;

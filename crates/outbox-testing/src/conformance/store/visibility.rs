@@ -38,6 +38,26 @@ pub async fn a_message_of_a_rolled_back_transaction_never_appears<F: StoreFixtur
     assert_eq!(stage.messages().await, [kept]);
 }
 
+/// A message of a savepoint that was rolled back never appears; one of a savepoint that was released
+/// appears with its transaction.
+///
+/// Passes at once for a store without savepoints.
+pub async fn a_message_of_a_rolled_back_savepoint_never_appears<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let [first, lost, kept, last] = ["1", "2", "3", "4"].map(|key| message("orders", key));
+    let ids = [first.id(), kept.id(), last.id()];
+    let mut transaction = stage.fixture.begin().await;
+    stage.add_in(&mut transaction, first).await;
+    if !stage.fixture.add_in_savepoint(&mut transaction, lost, false).await {
+        return;
+    }
+    assert!(stage.fixture.add_in_savepoint(&mut transaction, kept, true).await);
+    stage.add_in(&mut transaction, last).await;
+    assert!(stage.messages().await.is_empty(), "a released savepoint is no commit");
+    stage.fixture.commit(transaction).await;
+    assert_eq!(stage.messages().await, ids);
+}
+
 /// Messages of one transaction stand in the order in which they were added.
 pub async fn messages_stand_in_the_order_in_which_they_were_added<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
