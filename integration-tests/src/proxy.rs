@@ -59,14 +59,24 @@ impl Proxy {
     ///
     /// When there is no port to listen on.
     pub async fn start(server: SocketAddr, seed: u64) -> Result<Self> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, crate::native::ports::free()?));
         let shared = Arc::new(Shared {
             faults: Mutex::new(Faults::none(server, seed)),
             cuts: watch::Sender::new(0),
         });
-        let proxy = Self { shared, address, accepting: tokio::sync::Mutex::new(None) };
-        proxy.accept().await?;
-        Ok(proxy)
+        let mut tries = 0;
+        loop {
+            let port = crate::native::ports::free()?;
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            let accepting = tokio::sync::Mutex::new(None);
+            let proxy = Self { shared: Arc::clone(&shared), address, accepting };
+            tries += 1;
+            match proxy.accept().await {
+                Ok(()) => return Ok(proxy),
+                // Another process was quicker.
+                Err(_) if tries < 5 => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Where clients connect to.
