@@ -90,10 +90,10 @@ impl KafkaBroker {
             Ok(producer) => producer,
             Err(refusal) => return fail_from(0, refusal.kind, refusal.code),
         };
-        let mut gate = self.partitions.gate();
+        let (mut gate, now) = (self.partitions.gate(), std::time::Instant::now());
         for (index, outgoing) in messages.iter().enumerate() {
             let message = &outgoing.delivery.message;
-            let partition = match gate.route(message, std::time::Instant::now()) {
+            let partition = match gate.route(message, now) {
                 Route::Own => message.partition(),
                 Route::To(partition) => Some(partition),
                 Route::Nowhere => {
