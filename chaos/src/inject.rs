@@ -92,7 +92,7 @@ async fn befall(stage: &Stage, Fault { kind, lasts }: Fault) -> Result<bool> {
         }
         Kind::SettleReplyLost(relay) => {
             let proxy = stage.link(Link::Relay(relay));
-            proxy.cut_reply_of(b"DELETE FROM outbox WHERE");
+            proxy.cut_reply_of(b"DELETE o FROM outbox o FORCE");
             return Ok(happens(proxy, lasts).await);
         }
         Kind::ConnectionsKilled(client) => return kill_connections(stage, client).await,

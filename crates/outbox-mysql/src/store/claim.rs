@@ -51,7 +51,7 @@ impl Plan {
         }
         for condition in conditions(claim.open) {
             plan.add(Part::Set, OPEN_LOOK);
-            plan.add(Part::Open, &format!("SELECT id FROM {} WHERE {condition}", tables.outbox));
+            plan.add(Part::Open, &format!("SELECT id FROM {} WHERE {condition}", by_id(tables)));
         }
         let limit = (claim.fetch.len() > 1).then(|| claim.bytes / claim.fetch.len());
         for ids in claim.fetch.chunks(LIST) {
@@ -59,7 +59,7 @@ impl Plan {
             let ids = List(ids);
             plan.add(
                 Part::Fetch,
-                &format!("SELECT {columns} FROM {} o WHERE o.id IN ({ids})", tables.outbox),
+                &format!("SELECT {columns} FROM {} WHERE o.id IN ({ids})", by_id(tables)),
             );
         }
         for ids in claim.watch.chunks(LIST) {
@@ -68,8 +68,8 @@ impl Plan {
             plan.add(
                 Part::Watch,
                 &format!(
-                    "SELECT o.id, o.message_id, {state} FROM {} o WHERE o.id IN ({ids})",
-                    tables.outbox
+                    "SELECT o.id, o.message_id, {state} FROM {} WHERE o.id IN ({ids})",
+                    by_id(tables)
                 ),
             );
         }
@@ -119,9 +119,15 @@ fn page_sql(tables: &Tables, all_lanes: u16, page: &Page<'_>, bytes: usize) -> S
     }
 }
 
+/// The outbox, read by its primary key. Where few rows are left servers would rather read the whole
+/// table, with all that was deleted and not yet purged.
+fn by_id(tables: &Tables) -> String {
+    format!("{} o FORCE INDEX (PRIMARY)", tables.outbox)
+}
+
 fn place_sql(tables: &Tables, condition: &str) -> String {
     let size = row::size("o");
-    format!("SELECT o.id, o.lane, {size} FROM {} o WHERE {condition}", tables.outbox)
+    format!("SELECT o.id, o.lane, {size} FROM {} WHERE {condition}", by_id(tables))
 }
 
 fn scan_sql(tables: &Tables, page: &Page<'_>) -> String {

@@ -15,7 +15,7 @@ use sqlx::mysql::MySqlRow;
 
 use super::MySqlStore;
 use super::row::read_message;
-use super::settle::{copy_to_dead, remove_dead};
+use super::settle::{copy_to_dead, delete_sql, remove_dead};
 use crate::tables::Tables;
 use crate::text::{self, Hex};
 
@@ -130,7 +130,7 @@ fn release(tables: &Tables, row: &Row) -> Verb {
     let message = Hex(message.as_bytes());
     let packet = format!(
         "BEGIN;\
-         UPDATE {outbox} SET held_at = NULL, attempts = 0, available_at = NULL, \
+         UPDATE {outbox} FORCE INDEX (PRIMARY) SET held_at = NULL, attempts = 0, available_at = NULL, \
            revision = revision + 1 \
          WHERE id = {id} AND message_id = {message} AND held_at IS NOT NULL;\
          DELETE FROM {held} WHERE outbox_id = {id} AND message_id = {message};\
@@ -182,12 +182,13 @@ fn discard(tables: &Tables, row: &Row) -> Verb {
     let message = Hex(message.as_bytes());
     let packet = match place {
         Place::Held => format!(
-            "BEGIN;\
-             DELETE FROM {outbox} \
-             WHERE id = {id} AND message_id = {message} AND held_at IS NOT NULL;\
+            "BEGIN;{delete};\
              DELETE FROM {held} WHERE outbox_id = {id} AND message_id = {message};\
              COMMIT",
-            outbox = tables.outbox,
+            delete = delete_sql(
+                tables,
+                &format!("o.id = {id} AND o.message_id = {message} AND o.held_at IS NOT NULL"),
+            ),
             held = tables.held,
         ),
         Place::Dead => {

@@ -22,9 +22,9 @@ const EVERY: Duration = Duration::from_millis(250);
 /// What is cut, in turn: requests whose answer never comes, requests that never arrive, and
 /// whatever is connected.
 const CUTS: [fn(&Proxy, &Proxy); 6] = [
-    |database, _| database.cut_reply_of(b"DELETE FROM outbox WHERE"),
+    |database, _| database.cut_reply_of(b"DELETE o FROM outbox o FORCE"),
     |database, _| database.cut_reply_of(b"COMMIT"),
-    |database, _| database.cut_before(b"DELETE FROM outbox WHERE"),
+    |database, _| database.cut_before(b"DELETE o FROM outbox o FORCE"),
     |database, _| database.cut_reply_of(b"INSERT INTO outbox"),
     |database, _| database.cut(),
     |_, kafka| kafka.cut(),

@@ -130,7 +130,7 @@ async fn the_other_delivers_everything(
             "lost Kafka"
         }
         Blow::Settlements(proxy) => {
-            proxy.silence(b"DELETE FROM outbox WHERE");
+            proxy.silence(b"DELETE o FROM outbox o FORCE");
             "cannot settle"
         }
     };

@@ -1,7 +1,8 @@
 //! What becomes of deliveries.
 
 use outbox_core::delivery::{Failure, Receipt, RowState, Settlement};
-use outbox_core::store::{Delivered, Failed, Purge, Settle};
+use outbox_core::DeadLetters;
+use outbox_core::store::{Delivered, Failed, Purge, Settle, StoreError};
 
 use super::*;
 
@@ -13,6 +14,11 @@ fn failed(delivery: &Delivery, lease: Lease, settlement: Settlement) -> Failed {
     let attempts = delivery.state.attempts + 1;
     let failure = Failure::new("failed", "broken 'pipe'");
     Failed::new(id_of(delivery), lease, delivery.state, attempts, settlement, failure)
+}
+
+/// The answer of a call that has nothing to wait for. A wait for a lock would take three seconds.
+async fn in_time<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T> {
+    Ok(tokio::time::timeout(Duration::from_secs(2), call).await.context("it waits")??)
 }
 
 on_both! {
@@ -46,6 +52,43 @@ on_both! {
             .iter().map(delivered).collect();
         lab.store.settle(Settle::new(&rows[..2400], &[])).await?;
         assert_eq!(lab.pending().await?.len(), 100);
+        Ok(())
+    }
+
+    async fn nothing_of_the_relay_or_an_operator_waits_for_a_writer(lab: Lab) -> Result<()> {
+        lab.add((0..200).map(|n| message(&n.to_string())).collect()).await?;
+        let rows = deliveries(lab.page().await?);
+        let worker = WorkerId::generate();
+        let standing = lab.store.keep_leases(KeepLeases::new(worker, TTL)).await?;
+        let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
+        let standing = lab.store.keep_leases(KeepLeases::new(worker, TTL).take(&take)).await?;
+        let lease = |row: &Delivery| {
+            Lease::new(row.lane, standing.lanes[usize::from(row.lane.0)].epoch)
+        };
+        let mut writer = lab.connect().await?;
+        let mut open = writer.begin().await?;
+        lab.outbox.add(&mut open, message("open")).await?;
+
+        // With a list that is long beside the table servers would rather read the whole table, and
+        // so lock or wait for rows that are not listed.
+        let (deleted, rest) = rows.split_at(150);
+        let (archived, rest) = rest.split_at(45);
+        for (rows, archive) in [(deleted, false), (archived, true)] {
+            let rows: Vec<_> = rows.iter().map(delivered).collect();
+            in_time(lab.store.settle(Settle::new(&rows, &[]).archive(archive))).await?;
+        }
+        use Settlement::{Dead, Held, Retry};
+        let settlements = [Retry(TTL), Dead, Held, Held, Held];
+        for (row, settlement) in rest.iter().zip(settlements) {
+            let rows = [failed(row, lease(row), settlement)];
+            assert_eq!(in_time(lab.store.settle(Settle::new(&[], &rows))).await?.refused, []);
+        }
+        let held: Vec<_> = rest[2..].iter().map(|row| [row.message.id()]).collect();
+        assert_eq!(in_time(lab.store.skip(&held[0])).await?, 1);
+        assert_eq!(in_time(lab.store.discard(&held[1])).await?, 1);
+        assert_eq!(in_time(lab.store.retry(&held[2])).await?, 1);
+        open.commit().await?;
+        assert_eq!(lab.pending().await?.len(), 3);
         Ok(())
     }
 
