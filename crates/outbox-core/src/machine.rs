@@ -132,7 +132,7 @@ impl Default for Settings {
             settle_linger: Duration::from_millis(20),
             settles: 2,
             poll_shortest: Duration::from_millis(1),
-            poll_busiest: Duration::from_millis(20),
+            poll_busiest: Duration::from_millis(50),
             poll_longest: Duration::from_millis(250),
             retry: RetryPolicy::default(),
             topics: HashMap::new(),

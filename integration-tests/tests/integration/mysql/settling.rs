@@ -1,7 +1,7 @@
 //! What becomes of deliveries.
 
-use outbox_core::delivery::{Failure, Receipt, RowState, Settlement};
 use outbox_core::DeadLetters;
+use outbox_core::delivery::{Failure, Receipt, RowState, Settlement};
 use outbox_core::store::{Delivered, Failed, Purge, Settle, StoreError};
 
 use super::*;
