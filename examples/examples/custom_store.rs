@@ -676,6 +676,11 @@ mod tests {
         async fn pass(&self, time: Duration) {
             tokio::time::sleep(time + Duration::from_millis(5)).await;
         }
+
+        /// The clock is that of the machine, and the leases are written in the core's own way.
+        async fn set_clock_back(&self, _: Duration) -> bool {
+            false
+        }
     }
 
     impl DeadLettersFixture for RedbStore {

@@ -64,10 +64,7 @@ impl Partitions {
         if found.silent.remove(&partition).is_none() {
             return;
         }
-        if found.silent.is_empty() {
-            topics.remove(topic);
-        }
-        self.any.store(!topics.is_empty(), Ordering::Relaxed);
+        self.tidy(&mut topics, topic);
         drop(topics);
         tracing::info!(topic, partition, "the partition answers again");
     }
@@ -99,11 +96,23 @@ impl Partitions {
         Some(name.clone())
     }
 
-    /// A topic has so many partitions.
+    /// A topic has so many partitions. Created anew it may have fewer than were silent.
     pub(crate) fn counted(&self, topic: &str, count: usize) {
-        if let Some(topic) = self.lock().get_mut(topic) {
-            topic.count = i32::try_from(count).ok().filter(|count| *count > 0);
+        let mut topics = self.lock();
+        let Some(found) = topics.get_mut(topic) else { return };
+        found.count = i32::try_from(count).ok().filter(|count| *count > 0);
+        if let Some(count) = found.count {
+            found.silent.retain(|partition, _| *partition < count);
         }
+        self.tidy(&mut topics, topic);
+    }
+
+    /// Forgets a topic without silent partitions.
+    fn tidy(&self, topics: &mut HashMap<String, Topic>, topic: &str) {
+        if topics.get(topic).is_some_and(|topic| topic.silent.is_empty()) {
+            topics.remove(topic);
+        }
+        self.any.store(!topics.is_empty(), Ordering::Relaxed);
     }
 
     /// What to ask for each message of a publish.
@@ -268,6 +277,17 @@ mod tests {
         let mut others = ["abc", "a-little-bit-long-string"].into_iter();
         assert!(others.all(|key| partitions.gate().route(&keyed(key), now) == Route::Own));
         assert!(partitions.uncounted(now + COUNTED_FOR).is_some(), "they may have become more");
+    }
+
+    #[test]
+    fn a_partition_that_is_no_more_is_forgotten() {
+        let (partitions, now) = (partitions(), Instant::now());
+        partitions.timed_out("t", 3, now);
+        partitions.counted("t", 4);
+        assert!(partitions.uncounted(now).is_some());
+        partitions.counted("t", 3);
+        assert_eq!(partitions.uncounted(now + COUNTED_FOR), None, "nothing is silent");
+        assert!(!partitions.any.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -205,6 +205,10 @@
 //!     async fn pass(&self, time: Duration) {
 //!         tokio::time::advance(time).await; // Against a real server: sleep.
 //!     }
+//!     async fn set_clock_back(&self, time: Duration) -> bool {
+//!         self.0.set_clock_back(time); // Against a real server: change what it has stored.
+//!         true
+//!     }
 //! }
 //!
 //! outbox_testing::store_conformance!(Fixture);

@@ -7,6 +7,7 @@ mod transaction;
 
 use std::fmt;
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,8 +47,13 @@ pub type MemoryOutbox = Outbox<MemoryWriter>;
 #[derive(Clone)]
 pub struct MemoryStore(Arc<Shared>);
 
+/// What a new store's clock shows, so that it can be set back.
+const BEGINNING: Duration = Duration::from_secs(365 * 24 * 3_600);
+
 struct Shared {
     origin: Instant,
+    /// By how many microseconds the clock was set back.
+    set_back: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -63,7 +69,11 @@ impl MemoryStore {
 
     /// An empty store with this many lanes. With one lane every key is in the same lane.
     pub fn with_lanes(lanes: NonZeroU16) -> Self {
-        Self(Arc::new(Shared { origin: Instant::now(), state: Mutex::new(State::new(lanes)) }))
+        Self(Arc::new(Shared {
+            origin: Instant::now(),
+            set_back: AtomicU64::new(0),
+            state: Mutex::new(State::new(lanes)),
+        }))
     }
 
     /// Hands positions out at commit instead, so that they become visible in ascending order, as
@@ -131,6 +141,13 @@ impl MemoryStore {
         self.lock().garble(id)
     }
 
+    /// Sets the store's clock back, as that of a server is when it was wrong. To set it forward,
+    /// advance tokio's: to a store, that is the same as time that passes.
+    pub fn set_clock_back(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.0.set_back.fetch_add(micros, Relaxed);
+    }
+
     /// Lets another server answer from now on, as after a fail-over, and hands out positions from
     /// `next` again, though never one that a row has.
     ///
@@ -148,7 +165,9 @@ impl MemoryStore {
 
     /// The store's clock.
     fn now(&self) -> Duration {
-        Instant::now().saturating_duration_since(self.0.origin)
+        let passed = Instant::now().saturating_duration_since(self.0.origin);
+        let set_back = Duration::from_micros(self.0.set_back.load(Relaxed));
+        (BEGINNING + passed).saturating_sub(set_back)
     }
 }
 

@@ -73,6 +73,11 @@ impl StoreFixture for InMemory {
     async fn pass(&self, time: Duration) {
         tokio::time::advance(time + Duration::from_millis(1)).await;
     }
+
+    async fn set_clock_back(&self, time: Duration) -> bool {
+        self.0.set_clock_back(time);
+        true
+    }
 }
 
 impl DeadLettersFixture for InMemory {

@@ -44,6 +44,7 @@ enum Bug {
     IgnoresTheByteBudget,
     FailsOnUnreadableRows,
     HidesWhatAnotherReads,
+    TakesTheFutureForThePast,
     ShowsSettledRowsAgain,
     DeletesByPositionOnly,
     IgnoresTheEpoch,
@@ -52,9 +53,11 @@ enum Bug {
     LosesTheArchive,
     TakesLeasedLanes,
     IgnoresTheStamp,
+    KeepsTheLaterExpiry,
     ForgetsHoldsWithTheLease,
     PurgesPendingRows,
     PurgesRetriedMessages,
+    PurgesTheFuture,
     // Dead letters
     RetriesHeldRowsLast,
     DiscardsWhatWaits,
@@ -75,6 +78,8 @@ thread_local! {
     /// Claims under way, and the rows of the longest page.
     static READING: Cell<usize> = const { Cell::new(0) };
     static SHOWN: RefCell<Vec<Claimed>> = const { RefCell::new(Vec::new()) };
+    /// By how much the clock was set back.
+    static SET_BACK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 #[track_caller]
@@ -141,6 +146,10 @@ fn claims_that_show_too_much_or_too_little_are_found() {
         claiming::claims_at_the_same_time_show_the_same_rows::<Mutant>,
     );
     assert_finds(
+        Bug::TakesTheFutureForThePast,
+        claiming::a_row_from_the_clocks_future_has_no_age::<Mutant>,
+    );
+    assert_finds(
         Bug::ShowsSettledRowsAgain,
         claiming::a_claim_beside_a_settle_shows_a_row_whole_or_not_at_all::<Mutant>,
     );
@@ -161,6 +170,10 @@ fn settlements_without_identity_or_fence_are_found() {
 fn leases_that_do_not_exclude_are_found() {
     assert_finds(Bug::TakesLeasedLanes, leasing::a_leased_lane_is_not_taken::<Mutant>);
     assert_finds(Bug::IgnoresTheStamp, leasing::a_take_over_needs_the_observed_stamp::<Mutant>);
+    assert_finds(
+        Bug::KeepsTheLaterExpiry,
+        leasing::a_lease_outlasts_a_clock_that_is_set_back::<Mutant>,
+    );
     assert_finds(Bug::TakesLeasedLanes, leasing::one_of_two_takers_gets_a_lane::<Mutant>);
 }
 
@@ -170,6 +183,8 @@ fn a_purge_of_undelivered_rows_is_found() {
     assert_finds(Bug::PurgesPendingRows, case);
     let case = dead_letters::purging_leaves_a_dead_message_that_is_retried::<Mutant>;
     assert_finds(Bug::PurgesRetriedMessages, case);
+    let case = purging::purging_leaves_copies_from_the_clocks_future::<Mutant>;
+    assert_finds(Bug::PurgesTheFuture, case);
 }
 
 #[test]
@@ -242,6 +257,7 @@ impl StoreFixture for Mutant {
         tokio::time::pause();
         let broker = MemoryBroker::new();
         broker.remove_topic("unknown");
+        SET_BACK.set(Duration::ZERO);
         Self { store: MemoryStore::new(), broker }
     }
 
@@ -295,6 +311,12 @@ impl StoreFixture for Mutant {
     async fn pass(&self, time: Duration) {
         tokio::time::advance(time + Duration::from_millis(1)).await;
     }
+
+    async fn set_clock_back(&self, time: Duration) -> bool {
+        self.store.set_clock_back(time);
+        SET_BACK.set(time);
+        true
+    }
 }
 
 impl DeadLettersFixture for Mutant {
@@ -331,7 +353,10 @@ impl Store for Mutant {
         self.store.open().await
     }
 
-    async fn keep_leases(&self, request: KeepLeases<'_>) -> Result<Standing, StoreError> {
+    async fn keep_leases(&self, mut request: KeepLeases<'_>) -> Result<Standing, StoreError> {
+        if has(Bug::KeepsTheLaterExpiry) && !request.renew.is_empty() {
+            request.ttl += SET_BACK.get();
+        }
         let blind = has(Bug::TakesLeasedLanes) || has(Bug::IgnoresTheStamp);
         if !blind || request.take.is_empty() {
             return self.store.keep_leases(request).await;
@@ -368,6 +393,12 @@ impl Store for Mutant {
                 }
                 reply.rows.clone_from(shown);
             });
+        }
+        if has(Bug::TakesTheFutureForThePast) {
+            for row in &mut reply.rows {
+                let Claimed::Delivery(row) = row else { continue };
+                row.age = row.age.max(SET_BACK.get());
+            }
         }
         if has(Bug::ForgetsHoldsWithTheLease) {
             let lanes = self.lanes().await?;
@@ -462,6 +493,9 @@ impl Store for Mutant {
             let watched = self.store.claim(Claim::new(0).watch(&positions)).await?.watched;
             let all = watched.iter().map(|row| Delivered::new(row.id, Receipt::default()));
             self.store.settle(Settle::new(&all.collect::<Vec<_>>(), &[])).await?;
+        }
+        if has(Bug::PurgesTheFuture) && !SET_BACK.get().is_zero() {
+            return Ok(self.store.archived().len() as u64);
         }
         self.store.purge(request).await
     }

@@ -71,6 +71,11 @@ pub trait StoreFixture: Sized + Send + Sync + 'static {
     /// Lets this much time pass by the store's clock, and a little more: a real server is slept
     /// for.
     async fn pass(&self, time: Duration);
+
+    /// Sets the store's clock back by this much or, where a test cannot, makes every time that is
+    /// written in the store so much later: it comes to the same. Answers `false` if the test can do
+    /// neither. To a store, a clock that is set forward is time that passes.
+    async fn set_clock_back(&self, time: Duration) -> bool;
 }
 
 /// A store under test that has [`DeadLetters`].
@@ -106,6 +111,7 @@ macro_rules! store_conformance {
             a_claim_beside_a_settle_shows_a_row_whole_or_not_at_all,
             waiting_and_held_rows_are_claimed,
             a_row_tells_its_age,
+            a_row_from_the_clocks_future_has_no_age,
             a_row_beyond_the_byte_budget_is_unread,
             a_row_fetched_alone_is_returned_whole,
             a_fetch_returns_the_rows_that_exist,
@@ -124,6 +130,7 @@ macro_rules! store_conformance {
             a_leased_lane_is_not_taken,
             an_expired_lane_is_taken_under_the_next_epoch,
             a_renewed_lease_does_not_expire,
+            a_lease_outlasts_a_clock_that_is_set_back,
             an_expired_lease_that_nobody_took_is_renewed,
             only_the_owner_renews_and_only_under_its_epoch,
             a_take_over_needs_the_observed_stamp,
@@ -157,6 +164,7 @@ macro_rules! store_conformance {
         $crate::__conformance! { $fixture, store::purging {
             purging_deletes_at_most_the_limit,
             purging_leaves_younger_copies,
+            purging_leaves_copies_from_the_clocks_future,
             purging_never_touches_what_was_not_delivered,
             the_backlog_of_an_empty_store_is_empty,
             the_backlog_counts_what_waits,

@@ -97,6 +97,22 @@ impl<E: Server> StoreFixture for On<E> {
     async fn pass(&self, time: Duration) {
         tokio::time::sleep(time + Duration::from_millis(20)).await;
     }
+
+    async fn set_clock_back(&self, time: Duration) -> bool {
+        let by = format!("INTERVAL {} MICROSECOND", time.as_micros());
+        let later = AssertSqlSafe(format!(
+            "UPDATE outbox SET created_at = created_at + {by}, \
+               available_at = available_at + {by}, held_at = held_at + {by};\
+             UPDATE outbox_lane SET expires_at = expires_at + {by};\
+             UPDATE outbox_worker SET seen_at = seen_at + {by};\
+             UPDATE outbox_held SET held_at = held_at + {by};\
+             UPDATE outbox_dead SET created_at = created_at + {by}, died_at = died_at + {by};\
+             UPDATE outbox_delivered \
+               SET created_at = created_at + {by}, delivered_at = delivered_at + {by}"
+        ));
+        sqlx::raw_sql(later).execute(&self.pool).await.expect("updates");
+        true
+    }
 }
 
 impl<E: Server> DeadLettersFixture for On<E> {

@@ -191,6 +191,22 @@ pub async fn a_row_tells_its_age<F: StoreFixture>() {
     assert!(row.age >= TIME && row.age < TIME * 100, "{:?}", row.age);
 }
 
+/// When the store's clock is set back, the rows of what is now its future are of no age.
+pub async fn a_row_from_the_clocks_future_has_no_age<F: StoreFixture>() {
+    const TIME: Duration = Duration::from_secs(3_600);
+    const LITTLE: Duration = Duration::from_secs(60);
+    let stage = Stage::<F>::set().await;
+    let id = stage.add(message("orders", "a")).await;
+    if !stage.fixture.set_clock_back(TIME).await {
+        return;
+    }
+    let row = stage.delivery(id).await;
+    assert_eq!(row.state, RowState::default());
+    assert!(row.age < LITTLE, "{:?}", row.age);
+    let oldest = stage.store.backlog().await.unwrap().oldest_age;
+    assert!(oldest.is_some_and(|age| age < LITTLE), "{oldest:?}");
+}
+
 /// The contents of a claim stay within its byte budget; what does not fit is told without content.
 pub async fn a_row_beyond_the_byte_budget_is_unread<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;

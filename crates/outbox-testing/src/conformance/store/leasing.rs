@@ -80,6 +80,25 @@ pub async fn a_renewed_lease_does_not_expire<F: StoreFixture>() {
     assert_ne!(after.stamp, before.stamp);
 }
 
+/// When the store's clock is set back no lease ends, and one that is renewed lasts its time from
+/// then on, not longer.
+pub async fn a_lease_outlasts_a_clock_that_is_set_back<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let (owner, other) = (WorkerId::generate(), WorkerId::generate());
+    let leases = stage.take(owner, SHORT).await;
+    if !stage.fixture.set_clock_back(LONG).await {
+        return;
+    }
+    stage.fixture.pass(LONGER_THAN_SHORT).await;
+    assert_eq!(stage.take(other, LONG).await, []);
+    stage.keep(KeepLeases::new(owner, SHORT).renew(&leases)).await;
+    assert!(!first_lane(&stage, other).await.expired);
+    stage.fixture.pass(LONGER_THAN_SHORT).await;
+    let taken = stage.take(other, LONG).await;
+    let next = leases.iter().map(|lease| Lease::new(lease.lane, lease.epoch + 1));
+    assert_eq!(taken, next.collect::<Vec<_>>());
+}
+
 /// A lease that has expired and was not taken over is renewed.
 pub async fn an_expired_lease_that_nobody_took_is_renewed<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;

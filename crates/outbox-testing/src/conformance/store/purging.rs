@@ -32,6 +32,15 @@ pub async fn purging_leaves_younger_copies<F: StoreFixture>() {
     assert_eq!(purge_everything(&stage).await, 3);
 }
 
+/// When the store's clock is set back, copies of what is now its future are not old.
+pub async fn purging_leaves_copies_from_the_clocks_future<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    archive(&stage, 2).await;
+    if stage.fixture.set_clock_back(Duration::from_secs(3_600)).await {
+        assert_eq!(stage.store.purge(Purge::new(MOMENT, 100)).await.unwrap(), 0);
+    }
+}
+
 /// Purging never touches a row that was not delivered, nor a dead letter.
 pub async fn purging_never_touches_what_was_not_delivered<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
