@@ -25,7 +25,7 @@ pub(crate) const DELETERS: usize = 2;
 const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
-    let rows = lab.pick(200_000, 1_000_000);
+    let rows = lab.pick(300_000, 1_000_000);
     let mut page = Page::new("Drain");
     page.say(format!(
         "A backlog of {rows} messages of 1 KiB over 10,000 keys is published to {PARTITIONS} \
@@ -47,7 +47,7 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     let backlog = Backlog::of(rows);
     let (mut ours, mut limit) = (Runs::default(), Runs::default());
     let (mut our_cpu, mut limit_cpu) = (Cpu::default(), Cpu::default());
-    let pairs = lab.pick(1, 5);
+    let pairs = lab.pick(3, 5);
     for pair in 0..pairs {
         // Whoever comes first may find the machine in another state.
         for first in [pair % 2 == 0, pair % 2 != 0] {

@@ -347,6 +347,8 @@ struct Claiming {
     order: Arc<ClaimOrder>,
     epochs: BTreeMap<Lane, u64>,
     sent: Time,
+    /// What it was asked after is forgotten, since another server answers.
+    void: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -783,6 +785,9 @@ impl Machine {
     }
 
     fn start_over(&mut self, now: Time) {
+        if let Some(claim) = &mut self.claiming {
+            claim.void = true;
+        }
         self.horizon = Horizon::default();
         self.catch_up = None;
         self.fresh_lanes.clear();

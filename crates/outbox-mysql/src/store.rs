@@ -27,6 +27,7 @@ use outbox_core::store::{
 };
 use sqlx::mysql::MySqlConnectOptions;
 
+use self::claim::Reading;
 use self::line::Line;
 pub(crate) use self::row::read_message;
 use self::session::Settings;
@@ -146,8 +147,9 @@ impl Store for MySqlStore {
     async fn claim(&self, request: Claim<'_>) -> Result<ClaimReply, StoreError> {
         let mut unit = self.0.claiming.begin().await?;
         let plan = claim::Plan::new(self.tables(), self.0.lanes.load(Relaxed), &request);
-        let answers = unit.run(plan.packet).await?;
-        let reply = claim::read(&request, &plan.parts, answers, unit.server)?;
+        let mut reading = Reading::new(&request, plan.parts, unit.server);
+        let answers = unit.each(plan.packet, |part, row| reading.row(part, &row)).await?;
+        let reply = reading.end(answers)?;
         unit.finish();
         Ok(reply)
     }

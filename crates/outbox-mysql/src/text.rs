@@ -31,20 +31,38 @@ pub(crate) async fn run(
     connection: &mut MySqlConnection,
     packet: String,
 ) -> Result<Vec<Answer>, StoreError> {
-    // Table names are checked by `Tables`, everything else is a number or a hexadecimal literal.
-    let mut replies = sqlx::raw_sql(AssertSqlSafe(packet)).fetch_many(connection);
-    let mut answers = Vec::new();
-    let mut rows = Vec::new();
-    while let Some(reply) = replies.try_next().await.map_err(store_error)? {
-        match reply {
-            Either::Right(row) => rows.push(row),
-            Either::Left(done) => {
-                let rows = std::mem::take(&mut rows);
-                answers.push(Answer { rows, affected: done.rows_affected() });
-            }
-        }
+    let mut answers: Vec<Answer> = Vec::new();
+    let affected = each(connection, packet, |statement, row| {
+        answers.resize_with(statement + 1, Answer::default);
+        answers[statement].rows.push(row);
+        Ok(())
+    });
+    let affected = affected.await?;
+    answers.resize_with(affected.len(), Answer::default);
+    for (answer, affected) in answers.iter_mut().zip(affected) {
+        answer.affected = affected;
     }
     Ok(answers)
+}
+
+/// The same, with what becomes of each row, given the number of its statement. A page's rows are
+/// megabytes: kept until the last one is there, they have left the processor's caches when they are
+/// read. Gives how many rows each statement affected.
+pub(crate) async fn each(
+    connection: &mut MySqlConnection,
+    packet: String,
+    mut on_row: impl FnMut(usize, MySqlRow) -> Result<(), StoreError> + Send,
+) -> Result<Vec<u64>, StoreError> {
+    // Table names are checked by `Tables`, everything else is a number or a hexadecimal literal.
+    let mut replies = sqlx::raw_sql(AssertSqlSafe(packet)).fetch_many(connection);
+    let mut affected = Vec::new();
+    while let Some(reply) = replies.try_next().await.map_err(store_error)? {
+        match reply {
+            Either::Right(row) => on_row(affected.len(), row)?,
+            Either::Left(done) => affected.push(done.rows_affected()),
+        }
+    }
+    Ok(affected)
 }
 
 /// The next answer of a packet whose statements are known.

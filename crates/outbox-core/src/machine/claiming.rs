@@ -136,8 +136,13 @@ impl Machine {
         self.claims += 1;
         let order = Arc::new(order);
         let epochs = self.leases.iter().map(|(lane, held)| (lane, held.epoch)).collect();
-        self.claiming =
-            Some(Claiming { number: self.claims, order: Arc::clone(&order), epochs, sent: now });
+        self.claiming = Some(Claiming {
+            number: self.claims,
+            order: Arc::clone(&order),
+            epochs,
+            sent: now,
+            void: false,
+        });
         Some(Action::Claim(order))
     }
 
@@ -361,8 +366,13 @@ impl Machine {
             }
         };
         self.claim_failing = None;
-        if self.server.is_some_and(|server| server != reply.server) {
+        let another = self.server.is_some_and(|server| server != reply.server);
+        if another {
             self.meet_server(reply.server, now);
+        }
+        // Asked before the change of servers, the new one may answer: with what comes after rows
+        // that are forgotten, and will be read again.
+        if another || claim.void {
             self.requeue_reading(&claim.order.fetch, now);
             return self.end_of_claim(claim.number);
         }

@@ -5,12 +5,12 @@
 
 use outbox_core::delivery::{Lane, Position, RowId, Span};
 use outbox_core::message::MessageId;
-use outbox_core::store::{Claim, ClaimReply, Page, StoreError, Watched};
+use outbox_core::store::{Claim, ClaimReply, Page, StoreError, StoreErrorKind, Watched};
 use sqlx::mysql::MySqlRow;
 
 use super::row::{self, read_state, read_swept};
 use crate::tables::Tables;
-use crate::text::{self, Answer, LIST, List};
+use crate::text::{self, LIST, List};
 
 /// A span up to this wide is listed id by id.
 const LISTED_WIDTH: u64 = 32;
@@ -155,70 +155,61 @@ fn conditions(spans: &[Span]) -> Vec<String> {
     lists.chain(ranges).collect()
 }
 
-pub(super) fn read(
-    claim: &Claim<'_>,
-    parts: &[Part],
-    answers: Vec<Answer>,
-    server: u64,
-) -> Result<ClaimReply, StoreError> {
-    let mut reply = ClaimReply::default();
-    reply.server = server;
-    for (part, answer) in parts.iter().zip(answers) {
-        let rows = &answer.rows;
-        match part {
-            Part::Set => {}
-            Part::Page => read_page(claim, rows, &mut reply)?,
-            Part::Fetch => {
-                for row in rows {
-                    reply.rows.push(row::read(row, 0)?);
-                }
-            }
-            Part::Sweep => {
-                for row in rows {
-                    reply.swept.push(read_swept(row)?);
-                }
-            }
-            Part::Scan => {
-                for row in rows {
-                    reply.scanned.push(read_swept(row)?);
-                }
-            }
-            Part::Open => {
-                for row in rows {
-                    reply.open.push(Position(text::number(row, 0)?));
-                }
-            }
-            Part::Watch => {
-                for row in rows {
-                    let id = MessageId::from_bytes(text::id(row, 1)?);
-                    let id = RowId::new(Position(text::number(row, 0)?), id);
-                    reply.watched.push(Watched::new(id, read_state(row, 2)?));
-                }
-            }
-        }
-    }
-    Ok(reply)
+/// Makes a reply of the rows of a claim, as they come.
+pub(super) struct Reading<'a> {
+    page: Option<&'a Page<'a>>,
+    parts: Vec<Part>,
+    page_rows: usize,
+    reply: ClaimReply,
 }
 
-/// A page's first column is the position of every row; the others are null for other lanes.
-fn read_page(
-    claim: &Claim<'_>,
-    rows: &[MySqlRow],
-    reply: &mut ClaimReply,
-) -> Result<(), StoreError> {
-    let Some(page) = &claim.page else { return Ok(()) };
-    reply.covered = page.after;
-    reply.end = rows.len() < page.rows;
-    reply.rows.reserve(rows.len());
-    for row in rows {
-        let position = Position(text::number(row, 0)?);
-        reply.covered = position;
-        match text::bytes(row, 1)? {
-            Some(_) => reply.rows.push(row::read(row, 1)?),
-            None => reply.passed.push(position),
+impl<'a> Reading<'a> {
+    pub(super) fn new(claim: &'a Claim<'_>, parts: Vec<Part>, server: u64) -> Self {
+        let page = claim.page.as_ref();
+        let mut reply = ClaimReply::default();
+        reply.server = server;
+        if let Some(page) = page {
+            reply.covered = page.after;
         }
+        Self { page, parts, page_rows: 0, reply }
     }
-    Ok(())
+
+    /// A row that this part answered.
+    pub(super) fn row(&mut self, part: usize, row: &MySqlRow) -> Result<(), StoreError> {
+        let reply = &mut self.reply;
+        match self.parts.get(part) {
+            None | Some(Part::Set) => {}
+            Some(Part::Page) => {
+                // The first column is the position; the others are null for other lanes.
+                let position = Position(text::number(row, 0)?);
+                self.page_rows += 1;
+                reply.covered = position;
+                match text::bytes(row, 1)? {
+                    Some(_) => reply.rows.push(row::read(row, 1)?),
+                    None => reply.passed.push(position),
+                }
+            }
+            Some(Part::Fetch) => reply.rows.push(row::read(row, 0)?),
+            Some(Part::Sweep) => reply.swept.push(read_swept(row)?),
+            Some(Part::Scan) => reply.scanned.push(read_swept(row)?),
+            Some(Part::Open) => reply.open.push(Position(text::number(row, 0)?)),
+            Some(Part::Watch) => {
+                let id = MessageId::from_bytes(text::id(row, 1)?);
+                let id = RowId::new(Position(text::number(row, 0)?), id);
+                reply.watched.push(Watched::new(id, read_state(row, 2)?));
+            }
+        }
+        Ok(())
+    }
+
+    /// The reply, once so many parts have answered.
+    pub(super) fn end(mut self, answers: usize) -> Result<ClaimReply, StoreError> {
+        if answers != self.parts.len() {
+            return Err(StoreErrorKind::Other.into());
+        }
+        self.reply.end = self.page.is_some_and(|page| self.page_rows < page.rows);
+        Ok(self.reply)
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use outbox_core::store::{StoreError, StoreErrorKind};
 use sqlx::MySqlConnection;
+use sqlx::mysql::MySqlRow;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::session::{Session, Settings};
@@ -64,6 +65,16 @@ impl Unit<'_> {
     /// Runs statements in one packet.
     pub(super) async fn run(&mut self, packet: String) -> Result<Vec<Answer>, StoreError> {
         text::run(self.connection()?, packet).await
+    }
+
+    /// Runs statements in one packet, and hands on each row with the number of its statement.
+    /// Gives the number of statements.
+    pub(super) async fn each(
+        &mut self,
+        packet: String,
+        on_row: impl FnMut(usize, MySqlRow) -> Result<(), StoreError> + Send,
+    ) -> Result<usize, StoreError> {
+        Ok(text::each(self.connection()?, packet, on_row).await?.len())
     }
 
     /// The connection, for what is not one packet.
