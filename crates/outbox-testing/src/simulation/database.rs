@@ -68,6 +68,11 @@ impl Database {
         id
     }
 
+    /// Whether an id is handed out whose row is not written yet.
+    pub(super) fn is_inserting(&self) -> bool {
+        self.rows.values().any(|row| row.visibility == Visibility::Allocated)
+    }
+
     /// Skips ids, as a restart of the server may.
     pub(super) fn skip_ids(&mut self, count: u64) {
         self.next_id += count;
