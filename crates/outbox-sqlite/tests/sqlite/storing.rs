@@ -148,6 +148,45 @@ async fn settling_and_purging_fail_no_writer() -> Result<()> {
     Ok(())
 }
 
+/// Looks again and again whether the database can be written to. A stretch in which it cannot is
+/// one write of the relay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_of_the_relay_takes_less_than_10_ms() -> Result<()> {
+    const ROWS: usize = 3_000;
+    let lab = Lab::new().await?;
+    for _ in 0..ROWS / 100 {
+        let big =
+            |n: usize| Message::builder("t").key(n.to_string()).payload(vec![7; 4_000]).build();
+        lab.add((0..100).map(big).collect::<Result<_, _>>()?).await?;
+    }
+    let rows = deliveries(lab.page().await?);
+    let rows: Vec<_> =
+        rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
+    let store = lab.store.clone();
+    let relay = tokio::spawn(async move {
+        store.settle(Settle::new(&rows, &[]).archive(true)).await?;
+        store.purge(Purge::new(Duration::ZERO, u32::MAX)).await
+    });
+    let impatient = lab.options.clone().busy_timeout(Duration::ZERO);
+    let mut connection = SqliteConnection::connect_with(&impatient).await?;
+    let (mut stretches, mut busy_since) = (Vec::new(), None);
+    while !relay.is_finished() {
+        match run(&mut connection, "BEGIN IMMEDIATE; ROLLBACK").await {
+            Ok(()) => stretches.extend(busy_since.take().map(|since: Instant| since.elapsed())),
+            Err(_) => _ = busy_since.get_or_insert_with(Instant::now),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(relay.await??, ROWS as u64);
+    stretches.sort_unstable();
+    let (count, longest) = (stretches.len(), stretches.last());
+    // The machine does other things as well, so that one of them may be stretched; the median is not.
+    let median = stretches.get(count / 2);
+    println!("{count} writes were seen, median {median:?}, longest {longest:?}");
+    assert!(median.is_some_and(|median| *median < Duration::from_millis(10)), "{median:?}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn small_rows_do_not_wait_for_a_large_one_before_them() -> Result<()> {
     let lab = Lab::new().await?;
