@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outbox_core::delivery::Receipt;
 use rdkafka::ClientContext;
@@ -22,13 +22,18 @@ pub(crate) struct Context {
     secrets: Secrets,
     partitions: Arc<Partitions>,
     acknowledged: AtomicBool,
-    last_error: Mutex<Option<String>>,
+    /// The errors that were told lately, and when.
+    told: Mutex<Vec<(RDKafkaErrorCode, Instant)>>,
 }
+
+/// How long the same error is not worth another warning: in an outage librdkafka reports one with
+/// every attempt to connect, dozens of times a second.
+const TOLD_FOR: Duration = Duration::from_secs(30);
 
 impl Context {
     pub(crate) fn new(secrets: Secrets, partitions: Arc<Partitions>) -> Self {
         let acknowledged = AtomicBool::new(false);
-        Self { secrets, partitions, acknowledged, last_error: Mutex::default() }
+        Self { secrets, partitions, acknowledged, told: Mutex::default() }
     }
 
     /// Whether the broker acknowledged anything to this producer.
@@ -36,12 +41,15 @@ impl Context {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// rdkafka calls `error` twice for each event; this is true for the first of the two.
-    fn is_first_call(&self, reason: &str) -> bool {
-        let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = last.as_deref() != Some(reason);
-        *last = first.then(|| reason.to_owned());
-        first
+    /// Whether an error with this code is worth a warning.
+    fn is_news(&self, code: RDKafkaErrorCode, now: Instant) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|(_, at)| now.saturating_duration_since(*at) < TOLD_FOR);
+        let is_news = told.iter().all(|(known, _)| *known != code);
+        if is_news {
+            told.push((code, now));
+        }
+        is_news
     }
 }
 
@@ -72,8 +80,11 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         shielded(|| {
-            if self.is_first_call(reason) {
-                tracing::warn!(?code, "kafka client: {}", self.secrets.scrub(reason));
+            let reason = self.secrets.scrub(reason);
+            if self.is_news(code, Instant::now()) {
+                tracing::warn!(?code, "kafka client: {reason}");
+            } else {
+                tracing::debug!(?code, "kafka client: {reason}");
             }
         });
     }
@@ -109,4 +120,22 @@ fn receipt(partition: i32, offset: i64) -> Receipt {
 /// Runs `call`; a panic in it goes no further. Its text went to the panic hook.
 pub(crate) fn shielded(call: impl FnOnce()) {
     _ = catch_unwind(AssertUnwindSafe(call));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::Partitioner;
+
+    #[test]
+    fn an_error_is_worth_a_warning_once_in_a_while() {
+        let partitions = Partitions::new(Partitioner::Murmur2, Duration::from_secs(15));
+        let context = Context::new(Secrets::default(), Arc::new(partitions));
+        let now = Instant::now();
+        let (down, auth) = (RDKafkaErrorCode::AllBrokersDown, RDKafkaErrorCode::Authentication);
+        assert!(context.is_news(down, now));
+        assert!(!context.is_news(down, now + TOLD_FOR / 2));
+        assert!(context.is_news(auth, now + TOLD_FOR / 2), "it is another one");
+        assert!(context.is_news(down, now + TOLD_FOR));
+    }
 }
