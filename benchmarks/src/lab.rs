@@ -122,16 +122,17 @@ impl Lab {
     }
 }
 
-/// A JVM runs at full speed only once it has worked for a while.
+/// A JVM runs at full speed only once it has worked for a while, on large requests as on small ones.
 async fn warmed(kafka: KafkaCluster) -> Result<KafkaCluster> {
     let topic = Topic::new(&kafka, 8).await?;
     let producer: FutureProducer = kafka.client().set("enable.idempotence", "true").create()?;
     let payload = [b'w'; 1024];
-    let end = Instant::now() + WARM_UP;
+    let began = Instant::now();
     let mut index = 0_u64;
-    while Instant::now() < end {
+    while began.elapsed() < WARM_UP {
         let mut sent = vec![];
-        for _ in 0..5_000 {
+        let size = if began.elapsed() < WARM_UP / 2 { 5_000 } else { 100 };
+        for _ in 0..size {
             index += 1;
             let key = index.to_string();
             let record = FutureRecord::to(&topic.name).key(&key).payload(&payload[..]);
@@ -145,7 +146,7 @@ async fn warmed(kafka: KafkaCluster) -> Result<KafkaCluster> {
     Ok(kafka)
 }
 
-const WARM_UP: Duration = Duration::from_secs(8);
+const WARM_UP: Duration = Duration::from_secs(16);
 
 /// As in production: what is committed survives the machine, and replicas can follow.
 fn options(engine: Engine) -> Options {

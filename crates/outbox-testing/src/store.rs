@@ -47,7 +47,7 @@ pub type MemoryOutbox = Outbox<MemoryWriter>;
 #[derive(Clone)]
 pub struct MemoryStore(Arc<Shared>);
 
-/// What a new store's clock shows, so that it can be set back.
+/// What a new store's clock shows: a year, so that it can be set back.
 const BEGINNING: Duration = Duration::from_secs(365 * 24 * 3_600);
 
 struct Shared {

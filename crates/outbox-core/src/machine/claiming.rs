@@ -295,7 +295,8 @@ impl Machine {
     }
 
     /// Rows that cannot be sent soon give their content up when others need the window: those of a
-    /// topic that cannot send, and those behind one that has waited for its answer for long.
+    /// topic that cannot send, those behind one that has waited for its answer for long and, when
+    /// nothing else moves, those that wait for smaller ones to be read.
     fn make_room(&mut self, now: Time) {
         for topic in self.topics.ids() {
             if !self.topics.get(topic).is_congested() {
@@ -308,6 +309,11 @@ impl Machine {
         let old = self.batches.values().take_while(|batch| batch.is_slow(now));
         for id in old.flat_map(Batch::keys).collect::<Vec<_>>() {
             self.strip(id, 0);
+        }
+        if self.offered == 0 && self.ready.is_empty() {
+            let barred: Vec<Position> =
+                self.lanes.values().flat_map(|lane| &lane.barred).copied().collect();
+            barred.into_iter().for_each(|position| self.unload(position));
         }
     }
 
@@ -785,13 +791,17 @@ impl Machine {
     /// Gives up the content of a key's rows beyond the first `keep`.
     pub(super) fn strip(&mut self, id: KeyId, keep: usize) {
         let Some(key) = self.keys.get(&id) else { return };
-        for position in key.queue.iter().skip(keep) {
-            if let Some(row) = self.rows.get_mut(position)
-                && row.content.take().is_some()
-            {
-                self.loaded_rows -= 1;
-                self.loaded_bytes -= row.bytes;
-            }
+        let rows: Vec<Position> = key.queue.iter().skip(keep).copied().collect();
+        rows.into_iter().for_each(|position| self.unload(position));
+    }
+
+    /// Gives up the content of a row.
+    fn unload(&mut self, position: Position) {
+        if let Some(row) = self.rows.get_mut(&position)
+            && row.content.take().is_some()
+        {
+            self.loaded_rows -= 1;
+            self.loaded_bytes -= row.bytes;
         }
     }
 
