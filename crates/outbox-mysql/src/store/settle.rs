@@ -65,6 +65,7 @@ fn acknowledged(rows: &[Delivered]) -> String {
 /// Copies the rows, then deletes them. Repeating it finds the copies there.
 fn archive(tables: &Tables, rows: &[Delivered]) -> String {
     let receipts: Vec<String> = rows.iter().map(receipt).collect();
+    let acknowledged = acknowledged(rows);
     format!(
         "BEGIN;\
          INSERT IGNORE INTO {archive} (outbox_id, message_id, topic, message_key, headers, payload, \
@@ -80,8 +81,7 @@ fn archive(tables: &Tables, rows: &[Delivered]) -> String {
         archive = tables.delivered,
         outbox = tables.outbox,
         receipts = receipts.join(","),
-        acknowledged = acknowledged(rows),
-        delete = delete(tables, rows),
+        delete = delete_sql(tables, &acknowledged),
     )
 }
 

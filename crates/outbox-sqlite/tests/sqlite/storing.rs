@@ -106,12 +106,10 @@ async fn a_write_that_cannot_happen_is_a_conflict_and_can_be_repeated() -> Resul
     Ok(())
 }
 
-/// The application writes all the time, with sqlx's own busy timeout, while the relay deletes and
-/// purges as fast as it can.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn settling_and_purging_fail_no_writer() -> Result<()> {
-    const ROWS: usize = 3_000;
-    let lab = Lab::new().await?;
+const ROWS: usize = 3_000;
+
+/// Rows that were delivered and wait to be settled.
+async fn acknowledged(lab: &Lab) -> Result<Vec<Delivered>> {
     for _ in 0..ROWS / 100 {
         let big =
             |n: usize| Message::builder("t").key(n.to_string()).payload(vec![7; 4_000]).build();
@@ -119,8 +117,15 @@ async fn settling_and_purging_fail_no_writer() -> Result<()> {
     }
     let rows = deliveries(lab.page().await?);
     assert_eq!(rows.len(), ROWS);
-    let rows: Vec<_> =
-        rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
+    Ok(rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect())
+}
+
+/// The application writes all the time, with sqlx's own busy timeout, while the relay deletes and
+/// purges as fast as it can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settling_and_purging_fail_no_writer() -> Result<()> {
+    let lab = Lab::new().await?;
+    let rows = acknowledged(&lab).await?;
     let store = lab.store.clone();
     let relay = tokio::spawn(async move {
         let start = Instant::now();
@@ -152,16 +157,8 @@ async fn settling_and_purging_fail_no_writer() -> Result<()> {
 /// one write of the relay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_of_the_relay_takes_less_than_10_ms() -> Result<()> {
-    const ROWS: usize = 3_000;
     let lab = Lab::new().await?;
-    for _ in 0..ROWS / 100 {
-        let big =
-            |n: usize| Message::builder("t").key(n.to_string()).payload(vec![7; 4_000]).build();
-        lab.add((0..100).map(big).collect::<Result<_, _>>()?).await?;
-    }
-    let rows = deliveries(lab.page().await?);
-    let rows: Vec<_> =
-        rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
+    let rows = acknowledged(&lab).await?;
     let store = lab.store.clone();
     let relay = tokio::spawn(async move {
         store.settle(Settle::new(&rows, &[]).archive(true)).await?;
