@@ -21,6 +21,9 @@ const PAYLOAD: usize = 1_000;
 const KEPT: u64 = 300;
 const SLACK: u64 = 8 << 20;
 
+/// Rows that the relay may hold with their content: few, so that memory tells them from the backlog.
+const WINDOW: usize = 1_000;
+
 const PROBES: u32 = 100;
 const EVERY: Duration = Duration::from_millis(40);
 /// What other tests beside this one may add to a latency.
@@ -80,7 +83,7 @@ async fn many_rows_wait_behind_a_held_key(engine: Engine) -> Result<()> {
     let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     let topic = kafka.create_topic_with("held", 3, &[("max.message.bytes", "2000")]).await?;
     let world = World::on_topic(database, kafka, topic).await?;
-    let relay = Relay::start_with(&world, 10_000)?;
+    let relay = Relay::start_with(&world, WINDOW)?;
     relay.gains().await?;
     latency(&world, "warm").await?;
     let before = (latency(&world, "before").await?, relay.process.resident()?);
