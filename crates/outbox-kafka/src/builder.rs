@@ -25,11 +25,11 @@ use crate::timing::Timing;
 pub(crate) const DEFAULT_MESSAGE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The largest message; librdkafka's own default, and below the default limit of a topic.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_000_000;
-/// How long a message waits for others. A dispatcher hands over whole batches, so little is won by
-/// waiting longer.
-const DEFAULT_LINGER: Duration = Duration::from_millis(1);
-/// The same for a publish of a thousand messages and more, unless more was asked for: while so many
-/// are handed over, requests of one millisecond stay small.
+/// How long a message waits for others: not at all, since a dispatcher hands over whole batches.
+/// librdkafka rounds anything below a millisecond up to one.
+const DEFAULT_LINGER: Duration = Duration::ZERO;
+/// The same for a large publish, unless more was asked for: while so many messages are handed over,
+/// requests would stay small.
 const BULK_LINGER: Duration = Duration::from_millis(10);
 /// How long a topic may be unknown before messages for it fail, at most half the message timeout.
 /// librdkafka's 30 s would outlast it: a misspelt topic would look like an outage.
@@ -92,8 +92,8 @@ impl KafkaBuilder {
         self
     }
 
-    /// Sets how long a message waits for others of its partition. Default: 1 ms. In a publish of
-    /// a thousand messages and more, which only a backlog makes, it is 10 ms at least.
+    /// Sets how long a message waits for others of its partition. Default: not at all. In a publish
+    /// of a thousand messages and more, which only a backlog makes, it is 10 ms at least.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.linger = linger;
         self

@@ -24,7 +24,7 @@ pub(super) struct Pace {
 /// since the first hundreds a second cost a machine little, whatever the size of their batches.
 const BUSY_ROWS_PER_SECOND: f64 = 4_000.0;
 /// Commits that are announced one after the other are read together.
-const COMMITS: Duration = Duration::from_millis(2);
+const COMMITS: Duration = Duration::from_millis(1);
 /// After a nudge the commit is expected within this time.
 const NUDGED: Duration = Duration::from_millis(1);
 
