@@ -1,0 +1,72 @@
+//! A relay with a small window gains a lane while a backlog stands.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use outbox_core::store::{KeepLeases, Release, TakeOver};
+use outbox_core::{Dispatcher, Lane, Lease, Message, Store, WorkerId};
+use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
+use tokio::time::{Instant, sleep};
+
+const LANES: NonZeroU16 = NonZeroU16::new(2).expect("2 is not 0");
+const WINDOW: usize = 500;
+/// Messages of the backlog, each of a key of its own.
+const BACKLOG: usize = 10_000;
+const CLAIM_TAKES: Duration = Duration::from_millis(5);
+const PUBLISH_TAKES: Duration = Duration::from_millis(2);
+
+fn message(key: usize) -> Message {
+    Message::builder("orders").key(key.to_string()).payload("p").build().unwrap()
+}
+
+/// Commits messages of these keys, a transaction each. As many others are rolled back: so many ids
+/// that nobody ever saw are swept as coarse spans, which show nearly all rows of a lane that is
+/// gained at once, and each of them bars the lane until it is read.
+async fn commit_with_gaps(store: &MemoryStore, keys: impl Iterator<Item = usize>) {
+    for key in keys {
+        let mut tx = store.begin();
+        store.outbox().add(&mut tx, message(key)).await.unwrap();
+        tx.commit();
+        let mut rolled_back = store.begin();
+        store.outbox().add(&mut rolled_back, message(key)).await.unwrap();
+    }
+}
+
+async fn take(store: &MemoryStore, worker: WorkerId, lane: Lane) -> Lease {
+    let keep = KeepLeases::new(worker, Duration::from_secs(3_600));
+    let free = store.keep_leases(keep).await.unwrap().lanes;
+    let record = free.iter().find(|record| record.lane == lane).unwrap();
+    store.keep_leases(keep.take(&[TakeOver::of(record)])).await.unwrap();
+    Lease::new(lane, record.epoch + 1)
+}
+
+/// From when another worker leaves its lane with its half of the backlog, while so many messages
+/// of one key of the relay's own lane wait, until all is published.
+async fn time_to_catch_up(of_one_key: usize) -> Duration {
+    let (store, broker) = (MemoryStore::with_lanes(LANES), MemoryBroker::new());
+    let slow = FaultyStore::new(store.clone());
+    slow.fail_next(StoreMethod::Claim, usize::MAX, StoreFault::Delay(CLAIM_TAKES));
+    broker.set_latency(PUBLISH_TAKES);
+    let (other, own) = (WorkerId::from_bytes([8; 16]), store.lane_of(&message(0)));
+    let lease = take(&store, other, Lane(1 - own.0)).await;
+    commit_with_gaps(&store, 0..BACKLOG).await;
+
+    let dispatcher = Dispatcher::builder(slow, broker.clone()).rows_in_flight(WINDOW);
+    let running = tokio::spawn(dispatcher.build().unwrap().run(std::future::pending()));
+    // Just before it keeps its leases again.
+    sleep(Duration::from_millis(900)).await;
+    commit_with_gaps(&store, std::iter::repeat_n(0, of_one_key)).await;
+    store.release(Release::new(other, &[lease]).leaving()).await.unwrap();
+    let left = Instant::now();
+    broker.wait_for(BACKLOG + of_one_key).await;
+    running.abort();
+    left.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_wait_for_smaller_ones_leave_those_room_in_a_small_window() {
+    // More than are kept with their content, so that the rest must be read beside the late rows.
+    let took = time_to_catch_up(200).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
