@@ -4,17 +4,20 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use outbox_core::broker::BrokerProfile;
 use outbox_core::store::{KeepLeases, Release, TakeOver};
 use outbox_core::{Dispatcher, Lane, Lease, Message, Store, WorkerId};
-use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
+use outbox_testing::{Fault, FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
 use tokio::time::{Instant, sleep};
 
 const LANES: NonZeroU16 = NonZeroU16::new(2).expect("2 is not 0");
 const WINDOW: usize = 500;
-/// Messages of the backlog, each of a key of its own.
-const BACKLOG: usize = 10_000;
 const CLAIM_TAKES: Duration = Duration::from_millis(5);
 const PUBLISH_TAKES: Duration = Duration::from_millis(2);
+/// As Kafka's by default.
+const UNDECIDED: Duration = Duration::from_secs(20);
+/// A key that gets no answer, in the lane of key 0.
+const SILENT: usize = 1_000_000;
 
 fn message(key: usize) -> Message {
     Message::builder("orders").key(key.to_string()).payload("p").build().unwrap()
@@ -41,32 +44,53 @@ async fn take(store: &MemoryStore, worker: WorkerId, lane: Lane) -> Lease {
     Lease::new(lane, record.epoch + 1)
 }
 
-/// From when another worker leaves its lane with its half of the backlog, while so many messages
-/// of one key of the relay's own lane wait, until all is published.
-async fn time_to_catch_up(of_one_key: usize) -> Duration {
-    let (store, broker) = (MemoryStore::with_lanes(LANES), MemoryBroker::new());
+/// From when another worker leaves its lane with its half of a backlog of so many keys, until that
+/// and messages of these keys, added at that moment, are published, except for the silent one.
+async fn time_to_catch_up(backlog: usize, more: impl Iterator<Item = usize>) -> Duration {
+    let broker = MemoryBroker::new().with_profile(BrokerProfile::new(1_000_000, UNDECIDED));
+    let silent = message(SILENT);
+    broker.fail_when(move |row| row.message.key() == silent.key(), Fault::Silence);
+    let store = MemoryStore::with_lanes(LANES);
     let slow = FaultyStore::new(store.clone());
     slow.fail_next(StoreMethod::Claim, usize::MAX, StoreFault::Delay(CLAIM_TAKES));
     broker.set_latency(PUBLISH_TAKES);
     let (other, own) = (WorkerId::from_bytes([8; 16]), store.lane_of(&message(0)));
     let lease = take(&store, other, Lane(1 - own.0)).await;
-    commit_with_gaps(&store, 0..BACKLOG).await;
+    commit_with_gaps(&store, 0..backlog).await;
 
     let dispatcher = Dispatcher::builder(slow, broker.clone()).rows_in_flight(WINDOW);
     let running = tokio::spawn(dispatcher.build().unwrap().run(std::future::pending()));
     // Just before it keeps its leases again.
     sleep(Duration::from_millis(900)).await;
-    commit_with_gaps(&store, std::iter::repeat_n(0, of_one_key)).await;
+    let more: Vec<usize> = more.collect();
+    let answered = backlog + more.iter().filter(|key| **key != SILENT).count();
+    commit_with_gaps(&store, more.into_iter()).await;
+    assert_eq!(store.lane_of(&message(SILENT)), own);
     store.release(Release::new(other, &[lease]).leaving()).await.unwrap();
     let left = Instant::now();
-    broker.wait_for(BACKLOG + of_one_key).await;
+    broker.wait_for(answered).await;
     running.abort();
     left.elapsed()
 }
 
+/// It learns of the free lane within a second, and takes a message for slow after another one.
+const SOON: Duration = Duration::from_secs(4);
+
 #[tokio::test(start_paused = true)]
 async fn rows_that_wait_for_smaller_ones_leave_those_room_in_a_small_window() {
-    // More than are kept with their content, so that the rest must be read beside the late rows.
-    let took = time_to_catch_up(200).await;
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    let took = time_to_catch_up(12_000, std::iter::empty()).await;
+    assert!(took < SOON, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn they_do_while_a_key_waits_for_its_content() {
+    // More than are kept with their content.
+    let took = time_to_catch_up(10_000, std::iter::repeat_n(0, 200)).await;
+    assert!(took < SOON, "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn they_do_while_a_message_gets_no_answer() {
+    let took = time_to_catch_up(8_000, std::iter::once(SILENT)).await;
+    assert!(took < SOON, "{took:?}");
 }

@@ -81,21 +81,23 @@ impl Machine {
 
     /// How many rows the next page may have; zero unless it is worth while.
     fn page_rows(&self) -> usize {
+        match self.page_room() {
+            (room, true) => room,
+            // Whatever is loaded waits for rows that were not read yet.
+            (room, false) if self.is_waiting_for_rows() => room.max(1),
+            _ => 0,
+        }
+    }
+
+    /// How many rows of a page there is room for, and whether that is worth while.
+    fn page_room(&self) -> (usize, bool) {
         let by_size = |bytes: usize| (bytes / (4 * self.typical_bytes)).max(1);
         let by_window = self.settings.page_rows.min(self.settings.rows_in_flight);
         let full_page = by_window.min(by_size(self.settings.bytes_in_flight / 4));
         let rows = self.loaded_limit().saturating_sub(self.loaded_rows);
         let bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
         let room = full_page.min(rows).min(by_size(bytes.min(CLAIM_BYTES)));
-        let worth_while = room >= full_page.div_ceil(4) && bytes >= self.typical_bytes;
-        if worth_while {
-            room
-        } else if self.is_waiting_for_rows() {
-            // Whatever is loaded waits for rows that were not read yet.
-            room.max(1)
-        } else {
-            0
-        }
+        (room, room >= full_page.div_ceil(4) && bytes >= self.typical_bytes)
     }
 
     /// Whether nothing that is loaded can move by itself.
@@ -246,7 +248,7 @@ impl Machine {
             self.tell(Event::Full { rows: self.rows.len() });
         }
         self.full = full;
-        if self.page_rows() == 0 {
+        if !self.page_room().1 {
             self.make_room(now);
         }
         if !self.pace.is_due(now) || !self.may_page(now) {
@@ -310,7 +312,7 @@ impl Machine {
         for id in old.flat_map(Batch::keys).collect::<Vec<_>>() {
             self.strip(id, 0);
         }
-        if self.offered == 0 && self.ready.is_empty() {
+        if self.ready.is_empty() && self.batches.values().all(|batch| batch.is_slow(now)) {
             let barred: Vec<Position> =
                 self.lanes.values().flat_map(|lane| &lane.barred).copied().collect();
             barred.into_iter().for_each(|position| self.unload(position));
