@@ -10,6 +10,8 @@ use integration_tests::{
     database::{Database, Engine, Options, PrivateDatabase},
     kafka::{KafkaCluster, Nodes},
 };
+use outbox_core::message::header;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio::sync::OnceCell;
 
@@ -76,7 +78,7 @@ impl Lab {
         self.kafka
             .get_or_try_init(|| async {
                 self.progress("starting kafka");
-                warmed(KafkaCluster::private(Nodes::One).await?).await
+                warmed(KafkaCluster::private(Nodes::One).await?, self.warm_up()).await
             })
             .await
     }
@@ -86,9 +88,13 @@ impl Lab {
         self.proxied
             .get_or_try_init(|| async {
                 self.progress("starting kafka behind a proxy");
-                warmed(KafkaCluster::behind_proxies(Nodes::One, 0).await?).await
+                warmed(KafkaCluster::behind_proxies(Nodes::One, 0).await?, self.warm_up()).await
             })
             .await
+    }
+
+    fn warm_up(&self) -> Duration {
+        self.pick(Duration::from_secs(16), Duration::from_secs(40))
     }
 
     /// What this server, Kafka and this process have used so far.
@@ -122,20 +128,26 @@ impl Lab {
     }
 }
 
-/// A JVM runs at full speed only once it has worked for a while, on large requests as on small ones.
-async fn warmed(kafka: KafkaCluster) -> Result<KafkaCluster> {
+/// A JVM runs at full speed only once it has worked for a while, on large requests as on small ones,
+/// on messages with headers as on those without.
+async fn warmed(kafka: KafkaCluster, time: Duration) -> Result<KafkaCluster> {
     let topic = Topic::new(&kafka, 8).await?;
     let producer: FutureProducer = kafka.client().set("enable.idempotence", "true").create()?;
     let payload = [b'w'; 1024];
     let began = Instant::now();
     let mut index = 0_u64;
-    while began.elapsed() < WARM_UP {
+    while began.elapsed() < time {
         let mut sent = vec![];
-        let size = if began.elapsed() < WARM_UP / 2 { 5_000 } else { 100 };
+        let size = if began.elapsed() < time / 2 { 5_000 } else { 100 };
         for _ in 0..size {
             index += 1;
             let key = index.to_string();
-            let record = FutureRecord::to(&topic.name).key(&key).payload(&payload[..]);
+            let mut record = FutureRecord::to(&topic.name).key(&key).payload(&payload[..]);
+            if index.is_multiple_of(2) {
+                let id =
+                    Header { key: header::ID, value: Some("0123456789abcdef0123456789abcdef") };
+                record = record.headers(OwnedHeaders::new().insert(id));
+            }
             sent.push(producer.send_result(record).map_err(|(error, _)| error)?);
         }
         for delivery in sent {
@@ -145,8 +157,6 @@ async fn warmed(kafka: KafkaCluster) -> Result<KafkaCluster> {
     topic.delete().await?;
     Ok(kafka)
 }
-
-const WARM_UP: Duration = Duration::from_secs(16);
 
 /// As in production: what is committed survives the machine, and replicas can follow.
 fn options(engine: Engine) -> Options {
