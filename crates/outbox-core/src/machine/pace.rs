@@ -14,6 +14,8 @@ pub(super) struct Pace {
     busiest: Duration,
     longest: Duration,
     wait: Duration,
+    /// Rows a second, as of late.
+    rate: f64,
     last: Time,
     next: Time,
     /// A commit was announced while a claim was out: read again when it is back.
@@ -23,6 +25,9 @@ pub(super) struct Pace {
 /// At this many rows a second the interval has grown to `busiest`: with the square of the load,
 /// since the first hundreds a second cost a machine little, whatever the size of their batches.
 const BUSY_ROWS_PER_SECOND: f64 = 4_000.0;
+/// The rate is that of about this time: a page alone, which four writers chanced to commit into,
+/// would look like full load.
+const OF_LATE: Duration = Duration::from_millis(200);
 /// Commits that are announced one after the other are read together.
 const COMMITS: Duration = Duration::from_millis(1);
 /// After a nudge the commit is expected within this time.
@@ -35,6 +40,7 @@ impl Pace {
             busiest,
             longest,
             wait: shortest,
+            rate: 0.0,
             last: Time::ZERO,
             next: Time::ZERO,
             again: false,
@@ -53,6 +59,8 @@ impl Pace {
     pub(super) fn page(&mut self, rows: usize, more: bool, now: Time, random: f64) {
         let since = now.saturating_sub(self.last).max(self.shortest);
         self.last = now;
+        let weight = since.as_secs_f64() / (since + OF_LATE).as_secs_f64();
+        self.rate += (rows as f64 / since.as_secs_f64() - self.rate) * weight;
         if more || self.again {
             self.next = if more { now } else { now + COMMITS };
             self.again = false;
@@ -62,8 +70,7 @@ impl Pace {
         self.wait = if rows == 0 {
             self.wait.mul_f64(1.5).clamp(self.shortest, self.longest)
         } else {
-            let rate = rows as f64 / since.as_secs_f64();
-            let load = (rate / BUSY_ROWS_PER_SECOND).min(1.0);
+            let load = (self.rate / BUSY_ROWS_PER_SECOND).min(1.0);
             self.busiest.mul_f64(load * load).max(self.shortest)
         };
         self.next = now + self.wait.mul_f64(0.9 + 0.1 * random);
@@ -114,17 +121,45 @@ mod tests {
         assert_eq!(pace.wait, Duration::from_millis(250));
     }
 
+    /// Pages with rows at this rate, for two seconds; gives the shortest and the longest wait of the
+    /// second one.
+    fn waits(pace: &mut Pace, rows_per_second: f64, burst: usize) -> (Duration, Duration) {
+        let (start, mut now, mut taken) = (pace.last, pace.last, 0);
+        let (mut least, mut most) = (Duration::MAX, Duration::ZERO);
+        while now < start + Duration::from_secs(2) {
+            now = now.max(pace.next()) + Duration::from_micros(500);
+            let came = ((now - start).as_secs_f64() * rows_per_second) as usize / burst * burst;
+            pace.page(came - taken, false, now, 1.0);
+            taken = came;
+            if now > start + Duration::from_secs(1) {
+                (least, most) = (least.min(pace.wait), most.max(pace.wait));
+            }
+        }
+        (least, most)
+    }
+
     #[test]
-    fn the_interval_grows_with_the_load_and_a_full_page_is_followed_at_once() {
+    fn the_interval_grows_with_the_square_of_the_load() {
+        let millis = Duration::from_millis;
+        let (least, most) = waits(&mut pace(), 1_000.0, 1);
+        assert!(millis(3) <= least && most <= millis(4), "{least:?} to {most:?}");
+        let (least, most) = waits(&mut pace(), 2_500.0, 1);
+        assert!(millis(18) <= least && most <= millis(22), "{least:?} to {most:?}");
+        assert_eq!(waits(&mut pace(), 10_000.0, 1).0, millis(50));
+    }
+
+    #[test]
+    fn a_few_rows_at_once_are_no_load() {
+        let (_, most) = waits(&mut pace(), 1_000.0, 8);
+        assert!(most <= Duration::from_millis(6), "{most:?}");
+    }
+
+    #[test]
+    fn a_full_page_is_followed_at_once() {
         let mut pace = pace();
         let now = Duration::from_secs(1);
-        pace.page(1, false, now, 1.0);
-        pace.page(10, false, now + Duration::from_millis(10), 1.0);
-        assert_eq!(pace.wait, Duration::from_micros(3_125), "1,000 rows a second");
-        pace.page(1_000, false, now + Duration::from_millis(20), 1.0);
-        assert_eq!(pace.wait, Duration::from_millis(50));
-        pace.page(1_000, true, now + Duration::from_millis(40), 1.0);
-        assert!(pace.is_due(now + Duration::from_millis(40)));
+        pace.page(1_000, true, now, 1.0);
+        assert!(pace.is_due(now));
     }
 
     #[test]
