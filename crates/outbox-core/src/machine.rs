@@ -133,7 +133,7 @@ impl Default for Settings {
             settles: 2,
             poll_shortest: Duration::from_millis(1),
             poll_busiest: Duration::from_millis(50),
-            poll_longest: Duration::from_millis(250),
+            poll_longest: Duration::from_millis(300),
             retry: RetryPolicy::default(),
             topics: HashMap::new(),
             retention: Retention::Delete,

@@ -28,7 +28,7 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// | rows in flight | 10,000 | duplicates per fault: published and not yet settled |
 /// | bytes in flight | 64 MiB | memory for contents; librdkafka holds up to as much again |
 /// | messages of one key in flight | 1 | order under failures; more gives order up when one fails |
-/// | interval between pages | 1 ms to 250 ms | latency against idle cost |
+/// | interval between pages | 1 ms to 300 ms | latency against idle cost |
 /// | grace | 10 s | how long an id that was never seen is swept |
 /// | retry | 1 s to 5 min, attempts unlimited | |
 /// | on death | hold | |
