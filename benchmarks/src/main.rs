@@ -38,8 +38,8 @@ async fn main() -> Result<()> {
     let quick = words.iter().any(|word| word == "--quick");
     let command = [vec!["cargo xtask bench".to_owned()], words.clone()].concat().join(" ");
     words.retain(|word| word != "--quick");
+    let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
     if let Some(word) = words.iter().find(|word| PARTS.iter().all(|part| part.name != **word)) {
-        let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
         bail!("no part is named {word:?}; there are: {}", names.join(", "));
     }
     let lab = Lab::new(if quick { Size::Quick } else { Size::Full });
@@ -50,9 +50,9 @@ async fn main() -> Result<()> {
         lab.progress(format!("== {}", part.name));
         let page = (part.run)(&lab).await.with_context(|| part.name)?;
         page.write(&folder, part.name, &lab.conditions(&command))?;
-        lab.progress(format!("{} is in {}", part.name, folder.display()));
+        // After each part: a run may be ended early.
+        let summary = report::summarise(&folder, &names)?;
+        lab.progress(format!("{} is in {}", part.name, summary.display()));
     }
-    let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
-    println!("{}", report::summarise(&folder, &names)?.display());
     Ok(())
 }
