@@ -30,6 +30,7 @@ pub(crate) enum Size {
 #[derive(Debug)]
 pub(crate) struct Lab {
     size: Size,
+    engines: Vec<Engine>,
     began: Instant,
     mariadb: OnceCell<PrivateDatabase>,
     mysql: OnceCell<PrivateDatabase>,
@@ -38,9 +39,10 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    pub(crate) fn new(size: Size) -> Self {
+    pub(crate) fn new(size: Size, engines: Vec<Engine>) -> Self {
         Self {
             size,
+            engines,
             began: Instant::now(),
             mariadb: OnceCell::new(),
             mysql: OnceCell::new(),
@@ -55,6 +57,11 @@ impl Lab {
             Size::Quick => quick,
             Size::Full => full,
         }
+    }
+
+    /// The databases that are measured.
+    pub(crate) fn engines(&self) -> Vec<Engine> {
+        self.engines.clone()
     }
 
     /// One line of progress, with the time since the start.

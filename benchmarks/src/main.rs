@@ -1,6 +1,7 @@
 //! What the relay costs and reaches, beside the limits measured in the same run.
 //!
-//! `cargo xtask bench [--quick] [part ...]` builds and runs it. Each part writes a page.
+//! `cargo xtask bench [--quick] [part ...] [mariadb|mysql]` builds and runs it. Each part writes a
+//! page.
 
 mod cpu;
 mod delay;
@@ -18,6 +19,8 @@ mod writers;
 use std::{env, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
+
+use integration_tests::database::Engine;
 
 use crate::{
     lab::{Lab, Size},
@@ -38,11 +41,17 @@ async fn main() -> Result<()> {
     let quick = words.iter().any(|word| word == "--quick");
     let command = [vec!["cargo xtask bench".to_owned()], words.clone()].concat().join(" ");
     words.retain(|word| word != "--quick");
+    let mut engines: Vec<Engine> =
+        Engine::ALL.into_iter().filter(|engine| words.iter().any(|w| w == engine.name())).collect();
+    words.retain(|word| Engine::ALL.iter().all(|engine| engine.name() != word));
+    if engines.is_empty() {
+        engines.extend(if quick { &Engine::ALL[..1] } else { &Engine::ALL[..] });
+    }
     let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
     if let Some(word) = words.iter().find(|word| PARTS.iter().all(|part| part.name != **word)) {
         bail!("no part is named {word:?}; there are: {}", names.join(", "));
     }
-    let lab = Lab::new(if quick { Size::Quick } else { Size::Full });
+    let lab = Lab::new(if quick { Size::Quick } else { Size::Full }, engines);
     for part in PARTS {
         if !words.is_empty() && !words.iter().any(|word| word == part.name) {
             continue;

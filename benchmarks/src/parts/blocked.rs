@@ -4,7 +4,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use integration_tests::database::Engine;
 use outbox_core::retry::Retention;
 use outbox_kafka::KafkaBroker;
 
@@ -33,8 +32,8 @@ pub(crate) async fn key(lab: &Lab) -> Result<Page> {
          starts anew, so the rows of the held key are read once as well."
     ));
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         let (mut free, mut blocked) = (Runs::default(), Runs::default());
         for round in 0..lab.pick(1, 3) {
             for held in [round % 2 == 0, round % 2 != 0] {
@@ -99,8 +98,8 @@ pub(crate) async fn purge(lab: &Lab) -> Result<Page> {
          more of them. Messages a second in each fifth of the drain."
     ));
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         let kafka = lab.kafka().await?;
         let mut ratios = Runs::default();
         for _ in 0..lab.pick(1, 3) {
@@ -150,8 +149,8 @@ pub(crate) async fn archive(lab: &Lab) -> Result<Page> {
          messages are drained beside it. Messages a second; first without an archive at all."
     ));
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         let mut measured: Vec<Runs> = vec![];
         let deleting = archived(lab, &site, count, Retention::Delete, 0).await?;
         let mut retained = 0;

@@ -35,7 +35,7 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          side by side. Medians, with the least and the most in brackets; rates are messages a \
          second."
     ));
-    for engine in Engine::ALL {
+    for engine in lab.engines() {
         of(lab, engine, rows, &mut page).await?;
     }
     Ok(page)

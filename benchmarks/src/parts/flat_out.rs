@@ -35,9 +35,8 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          the commit to the acknowledgement, in ms) for their speed.",
         time.as_secs()
     ));
-    let engines = lab.pick(&Engine::ALL[..1], &Engine::ALL[..]);
-    for engine in engines {
-        of(lab, *engine, time, &mut page).await?;
+    for engine in lab.engines() {
+        of(lab, engine, time, &mut page).await?;
     }
     Ok(page)
 }

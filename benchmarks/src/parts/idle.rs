@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use integration_tests::database::Engine;
 use outbox_kafka::KafkaBroker;
 
 use crate::{
@@ -22,8 +21,8 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
         time.as_secs()
     ));
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         let kafka = lab.kafka().await?;
         let mut connection = site.connect().await?;
         let mut measured = vec![];
@@ -33,11 +32,11 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
             // The interval grows to its longest within seconds.
             tokio::time::sleep(Duration::from_secs(6)).await;
             let (cpu, questions) =
-                (lab.cpu(*engine).await?, status(&mut connection, "Questions").await?);
+                (lab.cpu(engine).await?, status(&mut connection, "Questions").await?);
             tokio::time::sleep(time).await;
             // Without the question for the counter itself.
             let asked = status(&mut connection, "Questions").await? - questions - 1;
-            let cpu = lab.cpu(*engine).await? - cpu;
+            let cpu = lab.cpu(engine).await? - cpu;
             measured.push((asked as f64 / time.as_secs_f64(), cpu));
             if let Some(relay) = relay {
                 relay.stop().await?;

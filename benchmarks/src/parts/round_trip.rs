@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use integration_tests::{database::Engine, kafka::Kafka};
+use integration_tests::kafka::Kafka;
 use outbox_kafka::KafkaBroker;
 use rdkafka::producer::{FutureProducer, FutureRecord};
 
@@ -40,8 +40,8 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
     let node = SocketAddr::from(([127, 0, 0, 1], node));
     let proxy = kafka.proxies().first().context("a proxy")?;
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         for (delay, hot_rows) in
             lab.pick([(0, 5_000), (5, 500), (20, 200)], [(0, 50_000), (5, 3_000), (20, 1_000)])
         {

@@ -31,12 +31,12 @@ pub(crate) async fn relays(lab: &Lab) -> Result<Page> {
          Messages a second of all together, from the first settled to the last."
     ));
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
+    for engine in lab.engines() {
         let numbers = lab.pick(&[1, 2][..], &[1, 2, 4][..]);
         let mut measured = vec![Runs::default(); numbers.len()];
         for _ in 0..lab.pick(1, 3) {
             for (number, runs) in numbers.iter().zip(&mut measured) {
-                let reached = together(lab, *engine, *number, count).await?;
+                let reached = together(lab, engine, *number, count).await?;
                 lab.progress(format!("{engine}, {number} relays: {}/s", rate(reached)));
                 runs.push(reached);
             }
@@ -124,11 +124,11 @@ pub(crate) async fn lanes(lab: &Lab) -> Result<Page> {
     let mut page = Page::new("Lanes");
     page.say(format!("The drain of {count} messages by one relay, by the number of lanes."));
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
+    for engine in lab.engines() {
         let numbers = [1, 16, 64];
         let mut sites = vec![];
         for number in numbers {
-            sites.push((number, Site::with_lanes(lab, *engine, number).await?, Runs::default()));
+            sites.push((number, Site::with_lanes(lab, engine, number).await?, Runs::default()));
         }
         for _ in 0..lab.pick(1, 3) {
             for (number, site, runs) in &mut sites {
@@ -165,8 +165,8 @@ pub(crate) async fn payloads(lab: &Lab) -> Result<Page> {
     );
     let kafka = lab.kafka().await?;
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         for (name, payload, few, many) in [
             ("100 B", 100, 30_000, 500_000),
             ("1 KiB", 1_024, 30_000, 300_000),
@@ -218,8 +218,8 @@ pub(crate) async fn windows(lab: &Lab) -> Result<Page> {
     ));
     let kafka = lab.kafka().await?;
     let mut rows = vec![];
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         let mut windows =
             [5_000, 10_000, 20_000, 40_000].map(|window| (window, Runs::default(), Cpu::default()));
         let rounds = lab.pick(2, 3);

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use integration_tests::database::Engine;
 use outbox_core::{
     Lane, MessageId, Position, Store,
     delivery::{Receipt, RowId},
@@ -29,8 +28,8 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          database for each row in µs: the figure to compare, since the machine's other work hardly \
          touches it. `ours` is what the relay sends."
     ));
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        let site = Site::new(lab, *engine).await?;
+    for engine in lab.engines() {
+        let site = Site::new(lab, engine).await?;
         page.say(format!("## {engine}"));
         reads(lab, &site, rows, &mut page).await?;
         deletes(lab, &site, rows, &mut page).await?;

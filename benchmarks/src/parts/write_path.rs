@@ -62,8 +62,8 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          statement of sqlx into a plain table: no lane, no CHECK. µs for each transaction, or for \
          each row where many are added by one call; medians of the turns."
     ));
-    for engine in lab.pick(&Engine::ALL[..1], &Engine::ALL[..]) {
-        of(lab, *engine, turns, &mut page).await?;
+    for engine in lab.engines() {
+        of(lab, engine, turns, &mut page).await?;
     }
     Ok(page)
 }
