@@ -27,6 +27,10 @@ use crate::{
     parts::{PARTS, memory},
 };
 
+/// As in the relay of the examples. Both sides of a comparison have it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let mut words: Vec<String> = env::args().skip(1).collect();

@@ -13,9 +13,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
+use outbox_core::message::header;
 use rdkafka::{
     ClientContext,
-    message::DeliveryResult,
+    message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
 };
 use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
@@ -23,6 +24,7 @@ use tokio::{
     sync::{Notify, mpsc},
     task::JoinSet,
 };
+use uuid::{Uuid, fmt::Hyphenated};
 
 use crate::{
     relay,
@@ -88,6 +90,15 @@ pub(crate) async fn delete(site: &Site, rows: usize, connections: usize) -> Resu
     Ok(began.elapsed())
 }
 
+/// What the three stages do as our relay does it, or without it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stages {
+    /// Each record has the id of its message in a header.
+    pub(crate) ids: bool,
+    /// The binary log keeps only the key of a deleted row.
+    pub(crate) keys_only: bool,
+}
+
 fn delete_text(ids: &[u64]) -> String {
     let list: Vec<String> = ids.iter().map(u64::to_string).collect();
     format!("DELETE FROM outbox WHERE id IN ({})", list.join(","))
@@ -145,6 +156,7 @@ fn send(
     topic: &str,
     sent: usize,
     row: &MySqlRow,
+    ids: bool,
 ) -> Result<()> {
     while sent.saturating_sub(acked.count.load(Ordering::Acquire)) >= WINDOW {
         ensure!(acked.failed.load(Ordering::Relaxed) == 0, "Kafka refused messages");
@@ -154,6 +166,12 @@ fn send(
     let (key, payload): (&[u8], &[u8]) = (row.try_get_unchecked(1)?, row.try_get_unchecked(2)?);
     record.key = Some(key);
     record.payload = Some(payload);
+    if ids {
+        let mut text = [0; Hyphenated::LENGTH];
+        let value = Some(Uuid::from_u128(sent as u128).hyphenated().encode_lower(&mut text));
+        let header = Header { key: header::ID, value: value.map(|value| &*value) };
+        record.headers = Some(OwnedHeaders::new_with_capacity(1).insert(header));
+    }
     producer.send(record).map_err(|(error, _)| error)?;
     Ok(())
 }
@@ -180,7 +198,7 @@ pub(crate) async fn produce(
     tokio::task::spawn_blocking(move || {
         let began = Instant::now();
         for sent in 0..messages {
-            send(&producer, &acked, &topic, sent, &rows[sent % rows.len()])?;
+            send(&producer, &acked, &topic, sent, &rows[sent % rows.len()], true)?;
         }
         while acked.count.load(Ordering::Acquire) < messages {
             ensure!(acked.failed.load(Ordering::Relaxed) == 0, "Kafka refused messages");
@@ -199,6 +217,7 @@ pub(crate) async fn overlapped<T>(
     topic: &str,
     rows: usize,
     deleters: usize,
+    stages: Stages,
     count: impl AsyncFnOnce() -> Result<T>,
 ) -> Result<(Duration, T)> {
     let acked = Arc::new(Acked::default());
@@ -207,7 +226,11 @@ pub(crate) async fn overlapped<T>(
     let mut reader = site.connect().await?;
     let mut deleting = vec![];
     for _ in 0..deleters {
-        deleting.push(site.connect().await?);
+        let mut connection = site.connect().await?;
+        if stages.keys_only {
+            run(&mut connection, "SET SESSION binlog_row_image = MINIMAL").await?;
+        }
+        deleting.push(connection);
     }
     // The same threads as our relay has.
     let runtime = relay::runtime()?;
@@ -229,7 +252,7 @@ pub(crate) async fn overlapped<T>(
             let mut sent = 0;
             while let Some(page) = arriving.blocking_recv() {
                 for row in &page {
-                    send(&producer, &acked, &topic, sent, row)?;
+                    send(&producer, &acked, &topic, sent, row, stages.ids)?;
                     sent += 1;
                 }
             }

@@ -30,6 +30,8 @@ impl Backlog {
     }
 }
 
+/// The relay's user.
+const RELAY: &str = "bench_relay";
 /// Rows of one seeding statement, at most as many as there are `numbers`.
 const CHUNK: usize = 10_000;
 /// And bytes.
@@ -40,6 +42,8 @@ const CHUNK_BYTES: usize = 32 << 20;
 pub(crate) struct Site {
     pub(crate) engine: Engine,
     pub(crate) url: String,
+    /// The same for the relay's user, who has the usual grants.
+    pub(crate) relay_url: String,
     pub(crate) schema: MySqlSchema,
 }
 
@@ -52,10 +56,18 @@ impl Site {
         let server = lab.database(engine).await?;
         // Open wire on both servers: MySQL has certificates from the start, MariaDB has none.
         let url = server.unencrypted(&server.create_database().await?);
+        let (_, place) = url.split_once('@').context("a URL has a user")?;
+        let relay_url = format!("mysql://{RELAY}@{place}");
         let schema = MySqlSchema::new().with_lanes(lanes)?;
-        let site = Self { engine, url, schema };
+        let site = Self { engine, url, relay_url, schema };
         let mut connection = site.connect().await?;
         site.schema.migrate(&mut connection).await?;
+        let user = format!(
+            "CREATE USER IF NOT EXISTS '{RELAY}'@'%'; \
+             GRANT SELECT, INSERT, UPDATE, DELETE ON *.* TO '{RELAY}'@'%'"
+        );
+        run(&mut connection, &user).await?;
+        site.let_relay_log_keys_only(false).await?;
         let digits = "SELECT 0 d UNION SELECT 1 UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 \
                       UNION SELECT 5 UNION SELECT 6 UNION SELECT 7 UNION SELECT 8 UNION SELECT 9";
         let numbers = format!(
@@ -75,7 +87,18 @@ impl Site {
     }
 
     pub(crate) fn store(&self) -> Result<MySqlStore> {
-        Ok(MySqlStore::from_options(self.url.parse()?, &self.schema))
+        Ok(MySqlStore::from_options(self.relay_url.parse()?, &self.schema))
+    }
+
+    /// Whether the relay's user may have the binary log keep only the key of what it deletes.
+    pub(crate) async fn let_relay_log_keys_only(&self, may: bool) -> Result<()> {
+        let privilege = match self.engine {
+            Engine::MariaDb => "BINLOG ADMIN",
+            Engine::MySql => "SESSION_VARIABLES_ADMIN",
+        };
+        let (verb, preposition) = if may { ("GRANT", "TO") } else { ("REVOKE", "FROM") };
+        let statement = format!("{verb} {privilege} ON *.* {preposition} '{RELAY}'@'%'");
+        run(&mut self.connect().await?, &statement).await
     }
 
     /// Empties the outbox and fills it again, then waits until the server is at rest: what one

@@ -106,7 +106,7 @@ async fn measure(site: &Site, kafka: &Kafka, backlog: Backlog, held: bool) -> Re
     let empty = Backlog { rows: 0, ..backlog };
     site.fill(&topic.name, empty).await?;
     let child = Command::new(env::current_exe()?)
-        .args([RELAY, &site.url, kafka.bootstrap()])
+        .args([RELAY, &site.relay_url, kafka.bootstrap()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;

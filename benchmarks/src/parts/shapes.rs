@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use integration_tests::database::Engine;
 use outbox_kafka::KafkaBroker;
 
-use super::drain::{DELETERS, PARTITIONS, drain, drain_by};
+use super::drain::{DELETERS, PARTITIONS, USUAL, drain, drain_by};
 use crate::{
     cpu::Cpu,
     lab::{Lab, per_second},
@@ -181,9 +181,16 @@ pub(crate) async fn payloads(lab: &Lab) -> Result<Page> {
                 site.fill(&topic.name, backlog).await?;
                 let bootstrap = kafka.bootstrap();
                 let count = async || Ok(());
-                let (time, ()) =
-                    raw::overlapped(&site, bootstrap, &topic.name, backlog.rows, DELETERS, count)
-                        .await?;
+                let (time, ()) = raw::overlapped(
+                    &site,
+                    bootstrap,
+                    &topic.name,
+                    backlog.rows,
+                    DELETERS,
+                    USUAL,
+                    count,
+                )
+                .await?;
                 limit.push(per_second(backlog.rows, time));
                 topic.delete().await?;
             }

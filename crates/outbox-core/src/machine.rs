@@ -5,6 +5,7 @@
 //! deterministic simulation. It is public for that purpose: this module is not covered by semantic
 //! versioning.
 
+mod ahead;
 mod circuit;
 mod claiming;
 mod fingerprint;
@@ -517,11 +518,7 @@ impl Machine {
         match input {
             Input::Kept(result) => self.kept(result, now),
             Input::Claimed(result) => self.claimed(result, now),
-            Input::Answered(batch, answers) => {
-                for (index, outcome) in answers {
-                    self.answered(batch, index, outcome, now);
-                }
-            }
+            Input::Answered(batch, answers) => self.all_answered(batch, answers, now),
             Input::PublishEnded(batch) => self.publish_ended(batch, now),
             Input::Settled(number, result) => self.settled(number, result, now),
             Input::Released(result) => self.released(result),

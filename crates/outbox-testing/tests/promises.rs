@@ -223,8 +223,9 @@ async fn a_held_key_is_still_held_and_a_parked_one_still_parked_after_every_rela
     commit(&store, "orders", "held").await;
     broker.fail_when(move |d| d.message.id() == first, PublishErrorKind::Rejected);
     broker.fail_when(move |d| d.message.id() == parked, PublishErrorKind::Failed);
-    let day = RetryPolicy::exponential(2 * LONG, 2 * LONG);
-    let build = || Dispatcher::builder(store.clone(), broker.clone()).retry(day).build().unwrap();
+    // Half of it to all of it: more than one pause, and less than all of them.
+    let late = RetryPolicy::exponential(3 * LONG, 3 * LONG);
+    let build = || Dispatcher::builder(store.clone(), broker.clone()).retry(late).build().unwrap();
     let running = Running::start(build());
     tokio::time::sleep(Duration::from_secs(60)).await;
     running.crash().await;

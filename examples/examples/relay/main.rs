@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use mimalloc::MiMalloc;
 use outbox_core::metrics::MetricsObserver;
 use outbox_core::retry::{OnDeath, TopicPolicy};
 use outbox_core::{Dispatcher, Summary};
@@ -56,6 +57,10 @@ use crate::settings::Settings;
 
 /// The exit code when a variable is missing or illegal: starting again would not help.
 const MISCONFIGURED: u8 = 2;
+
+/// Ten thousand messages under way are more than the caches of glibc's allocator are made for.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Bounds of the histograms in seconds, so that Prometheus can add up several relays.
 const BUCKETS: [f64; 9] = [0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0, 600.0];

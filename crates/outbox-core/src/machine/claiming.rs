@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ahead::AHEAD;
 use super::keys::{Key, KeyId, Place};
 use super::publishing::Batch;
 use super::{Action, ClaimOrder, Claiming, Machine, PageOrder, Phase, Row, Stage, Time};
@@ -396,9 +397,7 @@ impl Machine {
     fn end_of_claim(&mut self, number: u64) {
         while self.fading.front().is_some_and(|fading| fading.claim <= number) {
             if let Some(fading) = self.fading.pop_front() {
-                for position in fading.rows {
-                    self.rows.remove(&position);
-                }
+                self.forget(&fading.rows);
             }
         }
     }
@@ -490,9 +489,12 @@ impl Machine {
 
     fn page_and_fetched(&mut self, claim: &Claiming, reply: ClaimReply, now: Time) {
         let order = &claim.order;
-        let fetched: BTreeSet<Position> = order.fetch.iter().copied().collect();
-        let (fetched_rows, page_rows): (Vec<Claimed>, Vec<Claimed>) =
-            reply.rows.into_iter().partition(|row| fetched.contains(&row.position()));
+        let (fetched_rows, page_rows) = if order.fetch.is_empty() {
+            (Vec::new(), reply.rows)
+        } else {
+            let fetched: BTreeSet<Position> = order.fetch.iter().copied().collect();
+            reply.rows.into_iter().partition(|row| fetched.contains(&row.position()))
+        };
 
         // The page: first what it saw, so that its rows meet the barriers of this very claim.
         if let Some(page) = &order.page {
@@ -556,7 +558,17 @@ impl Machine {
     }
 
     fn admit_page(&mut self, claim: &Claiming, page: &PageOrder, rows: Vec<Claimed>, now: Time) {
-        for row in rows {
+        let mut rows = rows.into_iter();
+        let mut looked_at = 0;
+        loop {
+            if looked_at == 0 {
+                self.look_at_rows(rows.as_slice().iter().map(Claimed::position));
+                let keys = rows.as_slice().iter().take(AHEAD).filter_map(|row| self.key_of(row));
+                self.look_at_keys(keys);
+                looked_at = AHEAD;
+            }
+            looked_at -= 1;
+            let Some(row) = rows.next() else { return };
             let lane = lane_of(&row);
             let wanted = page.lanes.contains(&lane) && self.counts(claim, lane);
             if !wanted || self.knows(lane, row.position()) {
@@ -684,6 +696,13 @@ impl Machine {
         }
         self.rows.insert(position, Box::new(row));
         self.queue_or_bar(position, lane, now);
+    }
+
+    /// The gate of a row that may be taken in, as far as its topic is known.
+    fn key_of(&self, row: &Claimed) -> Option<KeyId> {
+        let Claimed::Delivery(Delivery { message, .. }) = row else { return None };
+        let topic = self.topics.known(message.topic())?;
+        Some(KeyId::new(topic, message.key(), message.id()))
     }
 
     fn admit_unreadable(&mut self, unreadable: Unreadable, now: Time) {

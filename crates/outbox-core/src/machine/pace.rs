@@ -26,8 +26,9 @@ pub(super) struct Pace {
 /// since the first hundreds a second cost a machine little, whatever the size of their batches.
 const BUSY_ROWS_PER_SECOND: f64 = 4_000.0;
 /// The rate is that of about this time: a page alone, which four writers chanced to commit into,
-/// would look like full load.
-const OF_LATE: Duration = Duration::from_millis(200);
+/// would look like full load, and the chance of a few pages would still make intervals of a fifth
+/// more than what the load asks for.
+const OF_LATE: Duration = Duration::from_secs(1);
 /// Commits that are announced one after the other are read together.
 const COMMITS: Duration = Duration::from_millis(1);
 /// After a nudge the commit is expected within this time.
@@ -104,6 +105,9 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
     use super::*;
 
     fn pace() -> Pace {
@@ -121,17 +125,17 @@ mod tests {
         assert_eq!(pace.wait, Duration::from_millis(250));
     }
 
-    /// Pages with rows at this rate, for two seconds; gives the shortest and the longest wait of the
-    /// second one.
+    /// Pages with rows at this rate, for eight seconds; gives the shortest and the longest wait of
+    /// the last one.
     fn waits(pace: &mut Pace, rows_per_second: f64, burst: usize) -> (Duration, Duration) {
         let (start, mut now, mut taken) = (pace.last, pace.last, 0);
         let (mut least, mut most) = (Duration::MAX, Duration::ZERO);
-        while now < start + Duration::from_secs(2) {
+        while now < start + Duration::from_secs(8) {
             now = now.max(pace.next()) + Duration::from_micros(500);
             let came = ((now - start).as_secs_f64() * rows_per_second) as usize / burst * burst;
             pace.page(came - taken, false, now, 1.0);
             taken = came;
-            if now > start + Duration::from_secs(1) {
+            if now > start + Duration::from_secs(7) {
                 (least, most) = (least.min(pace.wait), most.max(pace.wait));
             }
         }
@@ -152,6 +156,24 @@ mod tests {
     fn a_few_rows_at_once_are_no_load() {
         let (_, most) = waits(&mut pace(), 1_000.0, 8);
         assert!(most <= Duration::from_millis(6), "{most:?}");
+    }
+
+    #[test]
+    fn the_interval_hardly_follows_the_chance_of_arrivals() {
+        let (mut pace, mut now) = (pace(), Duration::ZERO);
+        let mut random = SmallRng::seed_from_u64(1);
+        let (mut least, mut most) = (Duration::MAX, Duration::ZERO);
+        while now < Duration::from_secs(8) {
+            let since = pace.next() + Duration::from_micros(500) - now;
+            now += since;
+            // 2,500 a second, each at any time.
+            let rows = (0..since.as_micros()).filter(|_| random.random_bool(0.0025)).count();
+            pace.page(rows, false, now, 1.0);
+            if now > Duration::from_secs(4) {
+                (least, most) = (least.min(pace.wait), most.max(pace.wait));
+            }
+        }
+        assert!(most <= least.mul_f64(1.25), "{least:?} to {most:?}");
     }
 
     #[test]

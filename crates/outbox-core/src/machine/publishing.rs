@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ahead::AHEAD;
 use super::keys::{Key, KeyId, Place};
 use super::topics::{SLOW, TopicId};
 use super::{Action, Machine, Phase, Stage, Time};
@@ -148,7 +149,9 @@ impl Machine {
             return None;
         }
         let limit = self.circuit.allows(room.min(BATCH_ROWS), now);
-        let (mut entries, mut deliveries) = (Vec::new(), Vec::new());
+        let at_most = limit.min(self.ready.len());
+        let (mut entries, mut deliveries) =
+            (Vec::with_capacity(at_most), Vec::with_capacity(at_most));
         while limit > 0 && entries.is_empty() {
             if self.ready.is_empty() {
                 return None;
@@ -194,7 +197,13 @@ impl Machine {
         now: Time,
     ) {
         let bytes_share = self.bytes_share();
+        let mut looked_at = 0;
         while entries.len() < limit {
+            if looked_at == 0 {
+                self.look_at_keys(self.ready.iter().map(|(id, _)| *id));
+                looked_at = AHEAD;
+            }
+            looked_at -= 1;
             let Some((id, topic)) = self.ready.pop_front() else { break };
             self.topics.get_mut(topic).ready -= 1;
             let Some(key) = self.keys.get_mut(&id) else { continue };
@@ -270,7 +279,24 @@ impl Machine {
 
     // ---- answers -------------------------------------------------------------------------------
 
-    pub(super) fn answered(&mut self, batch: u64, index: usize, outcome: Outcome, now: Time) {
+    pub(super) fn all_answered(&mut self, batch: u64, answers: Vec<(usize, Outcome)>, now: Time) {
+        let mut answers = answers.into_iter();
+        while !answers.as_slice().is_empty() {
+            if let Some(batch) = self.batches.get(&batch) {
+                let entries = || {
+                    let ahead = answers.as_slice().iter().take(AHEAD);
+                    ahead.filter_map(|(index, _)| batch.entries.get(*index)?.as_ref())
+                };
+                self.look_at_rows(entries().map(|entry| entry.position));
+                self.look_at_keys(entries().map(|entry| entry.key));
+            }
+            for (index, outcome) in answers.by_ref().take(AHEAD) {
+                self.answered(batch, index, outcome, now);
+            }
+        }
+    }
+
+    fn answered(&mut self, batch: u64, index: usize, outcome: Outcome, now: Time) {
         let Some(open) = self.batches.get_mut(&batch) else { return };
         let index = index + usize::from(seeded!("answers-shifted"));
         let Some(entry) = open.entries.get_mut(index).and_then(Option::take) else { return };

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ahead::AHEAD;
 use super::{Action, Machine, Map, Phase, Settings, SettleOrder, Stage, Time};
 use crate::delivery::{Lane, Position, Settlement};
 use crate::observe::{Event, Step};
@@ -94,6 +95,9 @@ impl Unsettled {
 
     fn take(&mut self, settings: &Settings) -> Out {
         let count = self.delivered.len().min(settings.settle_rows);
+        // The smallest ids first, ascending: neighbours share a page of the table, whose rows are
+        // then deleted together, and requests to the broker are answered in no order.
+        self.delivered.make_contiguous().sort_by_key(|(row, _)| row.id.position);
         let mut lanes = Vec::new();
         let mut delivered = Vec::with_capacity(count);
         for (row, lane) in self.delivered.drain(..count) {
@@ -106,8 +110,6 @@ impl Unsettled {
         let failed: Vec<Failed> =
             self.failed.drain(..self.failed.len().min(settings.settle_rows.div_ceil(4))).collect();
         lanes.extend(failed.iter().map(|failed| failed.lease.lane));
-        // Ascending ids touch each page of the table once.
-        delivered.sort_unstable_by_key(|row| row.id.position);
         let archive = settings.retention != Retention::Delete;
         Out { order: Arc::new(SettleOrder { delivered, failed, archive }), lanes }
     }
@@ -196,10 +198,15 @@ impl Machine {
             Some(claim) if !seeded!("forget-on-settle") => {
                 self.fading.push_back(Fading { claim: claim.number, rows });
             }
-            _ => {
-                for position in rows {
-                    self.rows.remove(&position);
-                }
+            _ => self.forget(&rows),
+        }
+    }
+
+    pub(super) fn forget(&mut self, rows: &[Position]) {
+        for rows in rows.chunks(AHEAD) {
+            self.look_at_rows(rows.iter().copied());
+            for position in rows {
+                self.rows.remove(position);
             }
         }
     }

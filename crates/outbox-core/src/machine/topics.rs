@@ -73,14 +73,17 @@ impl Topics {
         }
     }
 
-    pub(super) fn id(&mut self, name: &str) -> TopicId {
-        if let [only] = &*self.all
-            && *only.name == *name
-        {
-            return TopicId(0);
+    /// The id of a topic that was met before.
+    pub(super) fn known(&self, name: &str) -> Option<TopicId> {
+        match &*self.all {
+            [only] if *only.name == *name => Some(TopicId(0)),
+            _ => self.by_name.get(name).copied(),
         }
-        if let Some(id) = self.by_name.get(name) {
-            return *id;
+    }
+
+    pub(super) fn id(&mut self, name: &str) -> TopicId {
+        if let Some(id) = self.known(name) {
+            return id;
         }
         let id = TopicId(self.all.len() as u32);
         let name: Arc<str> = name.into();

@@ -59,7 +59,7 @@ impl Plan {
             let ids = List(ids);
             plan.add(
                 Part::Fetch,
-                &format!("SELECT {columns} FROM {} WHERE o.id IN ({ids})", by_id(tables)),
+                &format!("SELECT o.id, {columns} FROM {} WHERE o.id IN ({ids})", by_id(tables)),
             );
         }
         for ids in claim.watch.chunks(LIST) {
@@ -180,16 +180,16 @@ impl<'a> Reading<'a> {
         match self.parts.get(part) {
             None | Some(Part::Set) => {}
             Some(Part::Page) => {
-                // The first column is the position; the others are null for other lanes.
+                // Everything but the id is null in rows of other lanes.
                 let position = Position(text::number(row, 0)?);
                 self.page_rows += 1;
                 reply.covered = position;
                 match text::bytes(row, 1)? {
-                    Some(_) => reply.rows.push(row::read(row, 1)?),
+                    Some(_) => reply.rows.push(row::read(row)?),
                     None => reply.passed.push(position),
                 }
             }
-            Some(Part::Fetch) => reply.rows.push(row::read(row, 0)?),
+            Some(Part::Fetch) => reply.rows.push(row::read(row)?),
             Some(Part::Sweep) => reply.swept.push(read_swept(row)?),
             Some(Part::Scan) => reply.scanned.push(read_swept(row)?),
             Some(Part::Open) => reply.open.push(Position(text::number(row, 0)?)),

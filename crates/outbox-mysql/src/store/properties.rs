@@ -133,7 +133,7 @@ proptest! {
 
     #[test]
     fn a_message_comes_back_from_its_row(message in any_message()) {
-        let claimed = row::read(&whole(stored(&message), None), 0).expect("a row");
+        let claimed = row::read(&whole(stored(&message), None)).expect("a row");
         let Claimed::Delivery(delivery) = claimed else {
             return Err(TestCaseError::fail(format!("{claimed:?}")));
         };
@@ -153,7 +153,7 @@ proptest! {
             format!("{attempts},{revision},{held},{wait},{retried}")
         });
         let (topic, key) = (content[1].clone(), content[2].clone());
-        match row::read(&whole(content, recorded.as_deref()), 0).expect("a value") {
+        match row::read(&whole(content, recorded.as_deref())).expect("a value") {
             Claimed::Delivery(delivery) => {
                 prop_assert_eq!(delivery.message.id(), MessageId::from_bytes(id));
                 prop_assert_eq!(Some(delivery.message.topic().as_bytes()), topic.as_deref());
@@ -173,7 +173,7 @@ proptest! {
         first in 0_usize..3,
     ) {
         let raw = Raw(columns);
-        _ = row::read(&raw, first);
+        _ = row::read(&raw);
         _ = row::read_swept(&raw);
         _ = row::read_state(&raw, first);
         _ = row::read_message(&raw, first);
@@ -297,7 +297,7 @@ proptest! {
         let message = Message::builder("t").payload("p").build().expect("valid");
         let mut content = stored(&message);
         content[4] = Some(stored_headers.clone());
-        let claimed = row::read(&whole(content, None), 0).expect("a value");
+        let claimed = row::read(&whole(content, None)).expect("a value");
         if headers::decode(&stored_headers).is_none() {
             prop_assert!(matches!(claimed, Claimed::Unreadable(_)), "{:?}", claimed);
         }

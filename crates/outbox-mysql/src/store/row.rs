@@ -52,23 +52,24 @@ fn parse_state(recorded: &[u8]) -> Option<RowState> {
     numbers.next().is_none().then_some(state)
 }
 
-/// The columns of a whole row, in the order that [`read`] expects; content only when it is within
-/// `limit` bytes.
+/// The columns of a whole row after its id, in the order that [`read`] expects; content only when
+/// it is within `limit` bytes.
 pub(super) fn columns(alias: &str, limit: Option<usize>) -> String {
     let size = size(alias);
-    // An absent one is told from one that does not fit by the size, which is asked first.
+    // The size is worked out once for each row. What is sent of one that does not fit, because
+    // neither of its two contents alone is too large, is not read.
     let content = |column: &str| match limit {
         Some(limit) => {
-            format!("IF({alias}.{column} IS NULL OR {size} > {limit}, NULL, {alias}.{column})")
+            format!("IF(OCTET_LENGTH({alias}.{column}) > {limit}, NULL, {alias}.{column})")
         }
         None => format!("{alias}.{column}"),
     };
     let too_large = match limit {
-        Some(limit) => format!("NULLIF(GREATEST({size}, {limit}), {limit})"),
+        Some(limit) => format!("IF({size} > {limit}, {size}, NULL)"),
         None => "NULL".to_owned(),
     };
     format!(
-        "{alias}.id, {alias}.lane, {too_large}, {alias}.message_id, {alias}.topic, \
+        "{alias}.lane, {too_large}, {alias}.message_id, {alias}.topic, \
          {alias}.message_key, {alias}.partition_no, {headers}, {payload}, \
          TIMESTAMPDIFF(MICROSECOND, {alias}.created_at, UTC_TIMESTAMP(6)), {state}",
         headers = content("headers"),
@@ -82,25 +83,25 @@ pub(super) fn read_swept(row: &impl Columns) -> Result<Swept, StoreError> {
     Ok(Swept::new(Position(number(row, 0)?), Lane(fit(row, 1)?), fit(row, 2)?))
 }
 
-/// A whole row, whose columns begin at `first`.
-pub(super) fn read(row: &impl Columns, first: usize) -> Result<Claimed, StoreError> {
-    let position = Position(number(row, first)?);
-    let lane = Lane(fit(row, first + 1)?);
-    if bytes(row, first + 2)?.is_some() {
-        return Ok(Claimed::Unread(Swept::new(position, lane, fit(row, first + 2)?)));
+/// A whole row: its id, then [`columns`].
+pub(super) fn read(row: &impl Columns) -> Result<Claimed, StoreError> {
+    let position = Position(number(row, 0)?);
+    let lane = Lane(fit(row, 1)?);
+    if bytes(row, 2)?.is_some() {
+        return Ok(Claimed::Unread(Swept::new(position, lane, fit(row, 2)?)));
     }
-    let age = Duration::from_micros(number(row, first + 9)?);
-    let state = read_state(row, first + 10)?;
-    let why = match read_message(row, first + 3) {
+    let age = Duration::from_micros(number(row, 9)?);
+    let state = read_state(row, 10)?;
+    let why = match read_message(row, 3) {
         Ok(message) => {
             let delivery = Delivery::new(position, lane, message);
             return Ok(Claimed::Delivery(delivery.with_state(state).with_age(age)));
         }
         Err(why) => why,
     };
-    let message_id = MessageId::from_bytes(id(row, first + 3)?);
-    let topic = String::from_utf8_lossy(bytes(row, first + 4)?.unwrap_or_default());
-    let key = bytes(row, first + 5)?.map(<[u8]>::to_vec);
+    let message_id = MessageId::from_bytes(id(row, 3)?);
+    let topic = String::from_utf8_lossy(bytes(row, 4)?.unwrap_or_default());
+    let key = bytes(row, 5)?.map(<[u8]>::to_vec);
     let id = RowId::new(position, message_id);
     let unreadable = Unreadable::new(id, lane, Failure::new(UNREADABLE, why));
     Ok(Claimed::Unreadable(unreadable.with_destination(topic, key).with_state(state, age)))

@@ -18,7 +18,7 @@ fn documented() -> &'static str {
 }
 
 /// The URL of the lab's database for another user, without a password.
-fn url_of(lab: &Lab, user: &str) -> Result<String> {
+pub(super) fn url_of(lab: &Lab, user: &str) -> Result<String> {
     let (scheme, rest) = lab.url.split_once("://").context("a URL")?;
     let (_, place) = rest.split_once('@').context("a user")?;
     Ok(format!("{scheme}://{user}@{place}"))

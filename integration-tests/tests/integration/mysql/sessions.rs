@@ -5,6 +5,11 @@ use integration_tests::servers::Backend;
 use outbox_core::delivery::{Failure, Settlement};
 use outbox_core::store::{Failed, Settle, StoreErrorKind};
 
+use outbox_core::Dispatcher;
+use outbox_testing::MemoryBroker;
+use sqlx::Row as _;
+
+use super::grants::url_of;
 use super::*;
 
 async fn private(engine: Engine, options: Options) -> Result<Option<PrivateDatabase>> {
@@ -64,8 +69,58 @@ async fn several_writing_nodes_are_warned_about(engine: Engine) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of the binary log.
+async fn logged(connection: &mut MySqlConnection) -> Result<u64> {
+    let mut bytes = 0;
+    for row in sqlx::raw_sql("SHOW BINARY LOGS").fetch_all(connection).await? {
+        bytes += row.try_get_unchecked::<u64, _>(1)?;
+    }
+    Ok(bytes)
+}
+
+/// What a relay of this user at `url` adds to the log for each of some messages of 10,000 bytes.
+async fn logged_by_message(lab: &Lab, url: &str) -> Result<u64> {
+    const MESSAGES: u64 = 50;
+    let mut writer = lab.connect().await?;
+    let mut tx = writer.begin().await?;
+    let message = |_| Message::builder("t").payload(vec![b'p'; 10_000]).build().expect("valid");
+    lab.outbox.add_all(&mut tx, (0..MESSAGES).map(message)).await?;
+    tx.commit().await?;
+    let before = logged(&mut writer).await?;
+    let store = MySqlStore::connect(url, &lab.schema).await?;
+    let broker = MemoryBroker::new();
+    Dispatcher::builder(store, broker.clone()).build()?.run_until_empty().await?;
+    assert_eq!(broker.published().len(), 50);
+    Ok((logged(&mut writer).await? - before) / MESSAGES)
+}
+
+async fn where_the_relay_may_the_binary_log_keeps_only_what_tells_a_deleted_row_apart(
+    engine: Engine,
+) -> Result<()> {
+    let options = Options::fast().with("--log-bin=binlog").with("--server-id=1");
+    let Some(server) = private(engine, options).await? else { return Ok(()) };
+    let lab = Lab::at(&server, MySqlSchema::new()).await?;
+    let mut root = lab.connect().await?;
+    run(
+        &mut root,
+        "CREATE USER 'plain'@'%'; GRANT SELECT, INSERT, UPDATE, DELETE ON *.* TO 'plain'@'%'",
+    )
+    .await?;
+    let whole = logged_by_message(&lab, &url_of(&lab, "plain")?).await?;
+    assert!(whole > 10_000, "{whole} bytes by a user that may not");
+    let privilege = match engine {
+        Engine::MariaDb => "BINLOG ADMIN",
+        Engine::MySql => "SESSION_VARIABLES_ADMIN",
+    };
+    run(&mut root, format!("GRANT {privilege} ON *.* TO 'plain'@'%'")).await?;
+    let keys = logged_by_message(&lab, &url_of(&lab, "plain")?).await?;
+    assert!(keys < 1_000, "{keys} bytes by a user that may");
+    Ok(())
+}
+
 on_each! {
     hostile_defaults_of_the_server_do_not_reach_the_relay
     a_server_that_becomes_read_only_is_unavailable_until_it_is_not
     several_writing_nodes_are_warned_about
+    where_the_relay_may_the_binary_log_keeps_only_what_tells_a_deleted_row_apart
 }

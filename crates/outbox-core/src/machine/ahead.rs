@@ -1,0 +1,33 @@
+//! Looking at what is about to be used, for several messages side by side.
+//!
+//! With ten thousand messages under way hardly anything that is known of one is in the processor's
+//! caches, and each message would wait for memory some ten times, one after the other. Here nothing
+//! waits for anything of another message, so that the processor fetches what several of them need
+//! at once. Nothing depends on it.
+
+use std::hint::black_box;
+
+use super::Machine;
+use super::keys::KeyId;
+use crate::delivery::Position;
+
+/// So many messages are looked at together.
+pub(super) const AHEAD: usize = 16;
+
+impl Machine {
+    /// Keys, and the rows at their heads. At most [`AHEAD`] are looked at.
+    pub(super) fn look_at_keys(&self, ids: impl Iterator<Item = KeyId>) {
+        let mut keys = [None; AHEAD];
+        keys.iter_mut().zip(ids).for_each(|(key, id)| *key = self.keys.get(&id));
+        let queues = keys.map(|key| key.map(|key| &key.queue));
+        self.look_at_rows(queues.into_iter().flatten().filter_map(|queue| queue.front().copied()));
+    }
+
+    /// Rows, and what they have of their contents. At most [`AHEAD`] are looked at.
+    pub(super) fn look_at_rows(&self, positions: impl Iterator<Item = Position>) {
+        let mut rows = [None; AHEAD];
+        rows.iter_mut().zip(positions).for_each(|(row, at)| *row = self.rows.get(&at));
+        let contents = rows.map(|row| row.and_then(|row| row.content.as_deref()));
+        black_box(contents.map(|content| content.map(|delivery| delivery.lane)));
+    }
+}
