@@ -39,6 +39,8 @@ pub(crate) struct Watched {
     /// Rows settled so far, and when.
     pub(crate) settles: Mutex<Vec<(usize, Instant)>>,
     pub(crate) claims: AtomicUsize,
+    /// Pages that brought rows.
+    pub(crate) pages: AtomicUsize,
     acknowledged: Option<Box<Acknowledged>>,
 }
 
@@ -63,6 +65,9 @@ impl Observer for Watcher {
             }
             Event::Timed { step: Step::Claim, .. } => {
                 watched.claims.fetch_add(1, Relaxed);
+            }
+            Event::Claimed { .. } => {
+                watched.pages.fetch_add(1, Relaxed);
             }
             _ => {}
         }

@@ -48,12 +48,12 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     let site = Site::new(lab, engine).await?;
     let kafka = lab.kafka().await?;
     filled(lab, &site, kafka, rows).await?;
-    let pairs = lab.pick(3, 5);
+    let pairs = lab.pick(3, 4);
     let Sides { ours, limit, our_cpu, limit_cpu } =
         sides(lab, &site, kafka, rows, pairs, USUAL).await?;
     site.let_relay_log_keys_only(true).await?;
     let keys_only = Stages { keys_only: true, ..USUAL };
-    let brief = sides(lab, &site, kafka, rows, lab.pick(1, 3), keys_only).await?;
+    let brief = sides(lab, &site, kafka, rows, lab.pick(1, 2), keys_only).await?;
     site.let_relay_log_keys_only(false).await?;
     let mut bare = Runs::default();
     for _ in 0..lab.pick(1, 2) {

@@ -46,7 +46,6 @@ async fn of(lab: &Lab, engine: Engine, time: Duration, page: &mut Page) -> Resul
     let kafka = lab.kafka().await?;
     page.say(format!("## {engine}"));
     let polls = lab.pick(&POLLS[..1], &POLLS[..]);
-    let pairs = 3;
     let mut rows = vec![];
     let (mut p50, mut p99) = (vec![], vec![]);
     for _ in 0..2 {
@@ -55,6 +54,7 @@ async fn of(lab: &Lab, engine: Engine, time: Duration, page: &mut Page) -> Resul
     for poll in polls {
         let (mut alone, mut beside) = (Runs::default(), Runs::default());
         let mut latencies = vec![];
+        let pairs = if *poll == POLLS[0] { lab.pick(3, 7) } else { 3 };
         for _ in 0..pairs {
             alone.push(write(&site, kafka, time, None).await?.0);
             let (reached, ledger) = write(&site, kafka, time, Some(*poll)).await?;

@@ -506,7 +506,7 @@ impl Machine {
                 self.caught_up = reply.end && !page.catch_up && self.catch_up.is_none();
                 let random = self.chance();
                 let more = !reply.end && count + reply.passed.len() > 0;
-                self.pace.page(count, more || self.catch_up.is_some(), now, random);
+                self.pace.page(count, more || self.catch_up.is_some(), claim.sent, now, random);
             }
         }
         self.take_in_fetched(claim, fetched_rows, now);

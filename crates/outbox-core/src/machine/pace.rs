@@ -56,8 +56,8 @@ impl Pace {
         self.next <= now
     }
 
-    /// A page with `rows` rows came back; `more` if it ended at a limit.
-    pub(super) fn page(&mut self, rows: usize, more: bool, now: Time, random: f64) {
+    /// A page that was asked for at `sent` came back with `rows` rows; `more` if it ended at a limit.
+    pub(super) fn page(&mut self, rows: usize, more: bool, sent: Time, now: Time, random: f64) {
         let since = now.saturating_sub(self.last).max(self.shortest);
         self.last = now;
         let weight = since.as_secs_f64() / (since + OF_LATE).as_secs_f64();
@@ -74,7 +74,8 @@ impl Pace {
             let load = (self.rate / BUSY_ROWS_PER_SECOND).min(1.0);
             self.busiest.mul_f64(load * load).max(self.shortest)
         };
-        self.next = now + self.wait.mul_f64(0.9 + 0.1 * random);
+        // From page to page. A server that takes long is left alone for half of the interval.
+        self.next = (sent + self.wait.mul_f64(0.9 + 0.1 * random)).max(now + self.wait / 2);
     }
 
     /// A claim failed: read again no sooner than after `wait`.
@@ -119,7 +120,7 @@ mod tests {
     fn empty_pages_lengthen_the_interval_up_to_the_longest() {
         let (mut pace, mut now) = (pace(), Duration::from_secs(1));
         for _ in 0..30 {
-            pace.page(0, false, now, 1.0);
+            pace.page(0, false, now, now, 1.0);
             now = pace.next();
         }
         assert_eq!(pace.wait, Duration::from_millis(250));
@@ -133,7 +134,7 @@ mod tests {
         while now < start + Duration::from_secs(8) {
             now = now.max(pace.next()) + Duration::from_micros(500);
             let came = ((now - start).as_secs_f64() * rows_per_second) as usize / burst * burst;
-            pace.page(came - taken, false, now, 1.0);
+            pace.page(came - taken, false, now, now, 1.0);
             taken = came;
             if now > start + Duration::from_secs(7) {
                 (least, most) = (least.min(pace.wait), most.max(pace.wait));
@@ -168,7 +169,7 @@ mod tests {
             now += since;
             // 2,500 a second, each at any time.
             let rows = (0..since.as_micros()).filter(|_| random.random_bool(0.0025)).count();
-            pace.page(rows, false, now, 1.0);
+            pace.page(rows, false, now, now, 1.0);
             if now > Duration::from_secs(4) {
                 (least, most) = (least.min(pace.wait), most.max(pace.wait));
             }
@@ -177,10 +178,22 @@ mod tests {
     }
 
     #[test]
+    fn the_interval_is_from_page_to_page_and_half_of_it_is_left_to_a_slow_server() {
+        let millis = Duration::from_millis;
+        let mut pace = pace();
+        waits(&mut pace, 10_000.0, 1);
+        let sent = pace.next();
+        pace.page(500, false, sent, sent + millis(10), 1.0);
+        assert_eq!(pace.next(), sent + millis(50));
+        pace.page(500, false, sent, sent + millis(200), 1.0);
+        assert_eq!(pace.next(), sent + millis(225));
+    }
+
+    #[test]
     fn a_full_page_is_followed_at_once() {
         let mut pace = pace();
         let now = Duration::from_secs(1);
-        pace.page(1_000, true, now, 1.0);
+        pace.page(1_000, true, now, now, 1.0);
         assert!(pace.is_due(now));
     }
 
@@ -189,12 +202,12 @@ mod tests {
         let mut pace = pace();
         let now = Duration::from_secs(1);
         for _ in 0..30 {
-            pace.page(0, false, now, 1.0);
+            pace.page(0, false, now, now, 1.0);
         }
         pace.rung(Urgency::Soon, false, now);
         assert_eq!(pace.next(), now + NUDGED);
         pace.rung(Urgency::Now, true, now);
-        pace.page(0, false, now, 1.0);
+        pace.page(0, false, now, now, 1.0);
         assert_eq!(pace.next(), now + COMMITS);
         pace.rung(Urgency::Now, false, now + Duration::from_secs(1));
         assert!(pace.is_due(now + Duration::from_secs(1)));

@@ -16,6 +16,8 @@ use crate::store::{Delivered, Failed, Settled, StoreErrorKind};
 #[derive(Debug, Clone, Default)]
 pub(super) struct Unsettled {
     delivered: VecDeque<(Delivered, Lane)>,
+    /// So many of them, from the front, are in the order of their ids.
+    sorted: usize,
     failed: VecDeque<Failed>,
     /// When the oldest of `delivered` was acknowledged.
     since: Option<Time>,
@@ -95,9 +97,15 @@ impl Unsettled {
 
     fn take(&mut self, settings: &Settings) -> Out {
         let count = self.delivered.len().min(settings.settle_rows);
-        // The smallest ids first, ascending: neighbours share a page of the table, whose rows are
-        // then deleted together, and requests to the broker are answered in no order.
-        self.delivered.make_contiguous().sort_by_key(|(row, _)| row.id.position);
+        // By ids, since neighbours share a page of the table and requests to the broker are answered
+        // in no order. What came later is sorted when the rest of those before goes, so that no row
+        // waits for ever for smaller ones.
+        if self.sorted < count {
+            let later = &mut self.delivered.make_contiguous()[self.sorted..];
+            later.sort_by_key(|(row, _)| row.id.position);
+            self.sorted = self.delivered.len();
+        }
+        self.sorted -= count;
         let mut lanes = Vec::new();
         let mut delivered = Vec::with_capacity(count);
         for (row, lane) in self.delivered.drain(..count) {
@@ -107,6 +115,7 @@ impl Unsettled {
         if self.delivered.is_empty() {
             self.since = None;
         }
+        delivered.sort_unstable_by_key(|row| row.id.position);
         let failed: Vec<Failed> =
             self.failed.drain(..self.failed.len().min(settings.settle_rows.div_ceil(4))).collect();
         lanes.extend(failed.iter().map(|failed| failed.lease.lane));
@@ -258,5 +267,52 @@ impl Machine {
         self.watched.remove(&position);
         self.forget_settled(vec![position]);
         self.place(id, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::{Receipt, RowId};
+    use crate::message::MessageId;
+
+    fn acknowledge(unsettled: &mut Unsettled, positions: impl IntoIterator<Item = u64>) {
+        for position in positions {
+            let id = RowId::new(Position(position), MessageId::from_bytes([0; 16]));
+            let delivered = Delivered::new(id, Receipt::default());
+            unsettled.acknowledged(delivered, Lane(0), Duration::ZERO);
+        }
+    }
+
+    fn take(unsettled: &mut Unsettled) -> Vec<u64> {
+        let out = unsettled.take(&Settings::default());
+        out.order.delivered.iter().map(|row| row.id.position.0).collect()
+    }
+
+    #[test]
+    fn a_settle_takes_neighbours() {
+        let mut unsettled = Unsettled::default();
+        // Two requests were answered, each with every second row.
+        acknowledge(&mut unsettled, (0..1_000).map(|n| 2 * n));
+        acknowledge(&mut unsettled, (0..1_000).map(|n| 2 * n + 1));
+        assert_eq!(take(&mut unsettled), (0..900).collect::<Vec<_>>());
+        assert_eq!(take(&mut unsettled), (900..1_800).collect::<Vec<_>>());
+        acknowledge(&mut unsettled, [7]);
+        assert_eq!(take(&mut unsettled), [7].into_iter().chain(1_800..2_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_row_waits_for_ever_for_smaller_ones_to_be_settled() {
+        let mut unsettled = Unsettled::default();
+        acknowledge(&mut unsettled, [1_000_000]);
+        let mut settles = 0;
+        loop {
+            acknowledge(&mut unsettled, settles * 1_000..(settles + 1) * 1_000);
+            settles += 1;
+            if take(&mut unsettled).contains(&1_000_000) {
+                break;
+            }
+            assert!(settles < 3, "it is still not settled");
+        }
     }
 }
