@@ -80,7 +80,9 @@ impl DispatcherBuilder {
         self
     }
 
-    /// Sets the shortest and the longest interval between pages.
+    /// Sets the shortest and the longest interval between pages (1 ms and 300 ms). It is the shortest
+    /// while few messages come, grows with their number to 50 ms, so that a busy database is left to
+    /// its writers, and is the longest when none come.
     pub fn poll(mut self, shortest: Duration, longest: Duration) -> Self {
         self.settings.poll_shortest = shortest;
         self.settings.poll_longest = longest;
