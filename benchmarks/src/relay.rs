@@ -24,7 +24,7 @@ use crate::{cpu::RELAY_THREAD, site::Site};
 
 /// A relay that runs until it is stopped.
 pub(crate) struct Relay {
-    runtime: Option<Runtime>,
+    runtime: Threads,
     stop: oneshot::Sender<()>,
     running: JoinHandle<Result<()>>,
     pub(crate) watched: Arc<Watched>,
@@ -115,7 +115,7 @@ impl Relay {
             dispatcher.run(stopped).await?;
             Ok(())
         });
-        Ok(Self { runtime: Some(runtime), stop, running, watched, began })
+        Ok(Self { runtime: Threads(Some(runtime)), stop, running, watched, began })
     }
 
     /// Waits until so many rows are settled, and tells when the last one was.
@@ -136,13 +136,22 @@ impl Relay {
     }
 
     /// Stops it in order.
-    pub(crate) async fn stop(mut self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         let _ = self.stop.send(());
         self.running.await??;
-        if let Some(runtime) = self.runtime.take() {
+        drop(self.runtime);
+        Ok(())
+    }
+}
+
+/// A runtime that may be dropped where another one waits, as it is when a part fails.
+struct Threads(Option<Runtime>);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
-        Ok(())
     }
 }
 

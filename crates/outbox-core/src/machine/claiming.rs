@@ -386,7 +386,7 @@ impl Machine {
             return self.end_of_claim(claim.number);
         }
         self.watched_rows(&claim, &reply.watched, now);
-        self.swept_rows(&claim, &reply, now);
+        self.swept_rows(&claim, &reply);
         self.scanned_rows(&claim, &reply, now);
         self.page_and_fetched(&claim, reply, now);
         self.end_of_claim(claim.number);
@@ -453,7 +453,7 @@ impl Machine {
         }
     }
 
-    fn swept_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {
+    fn swept_rows(&mut self, claim: &Claiming, reply: &ClaimReply) {
         for row in &reply.swept {
             self.horizon.see(row.position);
             if self.counts(claim, row.lane) && !self.knows(row.lane, row.position) {
@@ -461,7 +461,7 @@ impl Machine {
             }
         }
         let open = if seeded!("open-rows-are-no-holes") { &[][..] } else { &reply.open };
-        self.horizon.close(&claim.order.open, open, now);
+        self.horizon.close(&claim.order.open, open, claim.sent);
     }
 
     fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {

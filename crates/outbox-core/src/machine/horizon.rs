@@ -12,6 +12,10 @@ use crate::delivery::{Position, Span};
 
 /// More spans than this are merged into coarser ones for a sweep.
 const MAX_SPANS: usize = 400;
+/// Old holes so near to each other are looked at together.
+const NEAR: u64 = 64;
+/// A look lists so many ids between holes at most.
+const MAX_BETWEEN: u64 = 20_000;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Horizon {
@@ -92,24 +96,42 @@ impl Horizon {
         merge(self.holes.iter().map(|(first, hole)| Span::new(*first, hole.last)).collect())
     }
 
-    /// Holes older than the grace time: they go unless an open transaction shows them.
+    /// Where to look for open transactions: at the holes older than the grace time, which go unless
+    /// one shows them. Neighbours are looked at as one span, known rows between them included: beside
+    /// other relays, which delete rows that this one has yet to pass, holes come by the thousand.
     pub(super) fn aged(&self, now: Time) -> Vec<Span> {
-        let aged = self.holes.iter().filter(|(_, hole)| hole.until <= now);
-        aged.take(MAX_SPANS).map(|(first, hole)| Span::new(*first, hole.last)).collect()
-    }
-
-    /// Closes these spans of holes, except for the positions that are still open.
-    pub(super) fn close(&mut self, spans: &[Span], open: &[Position], now: Time) {
-        for span in spans {
-            let inside: Vec<Position> =
-                self.holes.range(span.first..=span.last).map(|(first, _)| *first).collect();
-            for first in inside {
-                self.holes.remove(&first);
+        let mut spans: Vec<Span> = Vec::new();
+        let mut between = 0;
+        for (first, hole) in self.holes.iter().filter(|(_, hole)| hole.until <= now) {
+            let full = spans.len() == MAX_SPANS;
+            match spans.last_mut() {
+                Some(span) if first.0 - span.last.0 <= NEAR && between < MAX_BETWEEN => {
+                    between += first.0 - span.last.0;
+                    span.last = hole.last;
+                }
+                _ if full => break,
+                _ => spans.push(Span::new(*first, hole.last)),
             }
         }
+        spans
+    }
+
+    /// Takes in what a look showed that was asked for at `asked`: the holes in these spans that were
+    /// older than the grace time go, except for the positions that are still open.
+    pub(super) fn close(&mut self, spans: &[Span], open: &[Position], asked: Time) {
+        let mut closed: Vec<Span> = Vec::new();
+        for span in spans {
+            let inside = self.holes.range(span.first..=span.last);
+            let aged = inside.filter(|(_, hole)| hole.until <= asked);
+            closed.extend(aged.map(|(first, hole)| Span::new(*first, hole.last)));
+        }
+        for span in &closed {
+            self.holes.remove(&span.first);
+        }
         for position in open {
-            if spans.iter().any(|span| span.contains(*position)) {
-                self.holes.insert(*position, Hole { last: *position, until: now });
+            let after = closed.partition_point(|span| span.first <= *position);
+            if after > 0 && closed[after - 1].contains(*position) {
+                self.holes.insert(*position, Hole { last: *position, until: asked });
             }
         }
     }
@@ -174,9 +196,12 @@ mod tests {
     fn a_hole_is_as_old_as_the_oldest_row_above_it() {
         let mut horizon = Horizon::default();
         horizon.pass(&page(&[(2, 1), (4, 60), (6, 2)]), NOW, GRACE);
-        let aged: Vec<_> = horizon.aged(NOW).iter().map(|span| span.first.0).collect();
-        assert_eq!(aged, [1, 3], "the row of 60 s is above both");
-        assert_eq!(horizon.aged(NOW + GRACE).len(), 3);
+        let aged: Vec<_> =
+            horizon.aged(NOW).iter().map(|span| (span.first.0, span.last.0)).collect();
+        assert_eq!(aged, [(1, 3)], "the row of 60 s is above both");
+        let aged: Vec<_> =
+            horizon.aged(NOW + GRACE).iter().map(|span| (span.first.0, span.last.0)).collect();
+        assert_eq!(aged, [(1, 5)]);
     }
 
     #[test]
@@ -198,6 +223,28 @@ mod tests {
         assert_eq!(spans(&horizon), [(7, 7)]);
         horizon.close(&horizon.aged(NOW), &[], NOW);
         assert_eq!(spans(&horizon), []);
+    }
+
+    #[test]
+    fn a_look_closes_no_hole_between_the_old_ones_and_takes_no_row_for_a_hole() {
+        let mut horizon = Horizon::default();
+        horizon.pass(&page(&[(2, 60), (4, 60)]), NOW, GRACE);
+        horizon.pass(&page(&[(6, 0)]), NOW, GRACE);
+        horizon.pass(&page(&[(8, 60)]), NOW, GRACE);
+        let looked_at = horizon.aged(NOW);
+        assert_eq!(looked_at, [Span::new(Position(1), Position(7))]);
+        horizon.close(&looked_at, &[2, 3, 4, 8].map(Position), NOW);
+        assert_eq!(spans(&horizon), [(3, 3), (5, 5)]);
+    }
+
+    #[test]
+    fn the_old_holes_of_a_page_that_others_emptied_go_by_one_look() {
+        let mut horizon = Horizon::default();
+        let rows: Vec<_> = (1..=2_000).map(|n| (n * 3, 60)).collect();
+        horizon.pass(&page(&rows), NOW, GRACE);
+        assert_eq!(horizon.hole_count(), 2_000);
+        horizon.close(&horizon.aged(NOW), &[], NOW);
+        assert_eq!(horizon.hole_count(), 0);
     }
 
     #[test]
