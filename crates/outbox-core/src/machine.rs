@@ -241,6 +241,7 @@ pub struct ClaimOrder {
     lanes: Vec<Lane>,
     page: Option<PageOrder>,
     sweep: Vec<Span>,
+    newest: bool,
     open: Vec<Span>,
     fetch: Vec<Position>,
     watch: Vec<Position>,
@@ -269,6 +270,7 @@ impl ClaimOrder {
     pub fn request(&self) -> Claim<'_> {
         let mut claim = Claim::new(self.bytes)
             .sweep(&self.sweep)
+            .newest(self.newest)
             .open(&self.open)
             .fetch(&self.fetch)
             .watch(&self.watch);

@@ -43,7 +43,7 @@ pub const BUGS: &[(&str, &str)] = &[
     ("release-before-the-answers", "a shutdown releases lanes before outcomes are known"),
     ("sick-worker-keeps-its-lanes", "a worker whose broker is dead calls itself healthy"),
     ("late-rows-without-a-sweep", "rows that a sweep found are published before the next sweep"),
-    ("ages-are-trusted", "a step of the store's clock makes ids old whose insert is under way"),
+    ("a-backlog-is-old", "ids never seen are given up at once where larger ones are known"),
     ("idle-workers-are-invisible", "workers without lanes do not count, so none is handed to them"),
 ];
 

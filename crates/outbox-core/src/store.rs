@@ -336,6 +336,8 @@ pub struct Claim<'a> {
     pub page: Option<Page<'a>>,
     /// Spans whose rows are listed, whatever their lane; read at the page's snapshot or later.
     pub sweep: &'a [Span],
+    /// Whether [`ClaimReply::newest`] is wanted; only ever beside a page.
+    pub newest: bool,
     /// Positions in which to look for rows of transactions that are still open, after the sweep.
     /// A store that cannot see them answers with nothing.
     pub open: &'a [Span],
@@ -366,6 +368,13 @@ impl<'a> Claim<'a> {
     #[must_use]
     pub fn sweep(mut self, spans: &'a [Span]) -> Self {
         self.sweep = spans;
+        self
+    }
+
+    /// Sets whether the position of the newest row above the page's start is wanted.
+    #[must_use]
+    pub fn newest(mut self, newest: bool) -> Self {
+        self.newest = newest;
         self
     }
 
@@ -445,6 +454,10 @@ pub struct ClaimReply {
     pub end: bool,
     /// Rows that exist in the sweep's spans.
     pub swept: Vec<Swept>,
+    /// The greatest position of all rows above the page's start, of whatever lane, if it was asked
+    /// for and there is one. A store may leave it out: what lies between the rows of a backlog is
+    /// swept for longer then.
+    pub newest: Option<Position>,
     /// Rows that exist in the `open` spans, committed or not.
     pub open: Vec<Position>,
     /// The state of the watched rows that exist.

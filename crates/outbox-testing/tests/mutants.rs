@@ -40,6 +40,7 @@ enum Bug {
     SweepsOneLane,
     ForgetsPassedRows,
     CoversTooMuch,
+    InventsTheNewestRow,
     TellsFetchedRowsAlone,
     IgnoresTheByteBudget,
     FailsOnUnreadableRows,
@@ -129,6 +130,10 @@ fn claims_that_show_too_much_or_too_little_are_found() {
         claiming::a_page_tells_the_rows_of_other_lanes_that_it_passed::<Mutant>,
     );
     assert_finds(Bug::CoversTooMuch, claiming::pages_read_every_row_once::<Mutant>);
+    assert_finds(
+        Bug::InventsTheNewestRow,
+        claiming::the_newest_row_is_the_last_one_of_all::<Mutant>,
+    );
     assert_finds(
         Bug::CoversTooMuch,
         claiming::bounded_pages_read_every_row_of_their_lanes_once::<Mutant>,
@@ -428,6 +433,9 @@ impl Store for Mutant {
         }
         if has(Bug::CoversTooMuch) {
             reply.covered = Position(u64::MAX);
+        }
+        if has(Bug::InventsTheNewestRow) && request.newest {
+            reply.newest = Some(Position(u64::MAX));
         }
         if has(Bug::TellsFetchedRowsAlone) && !request.fetch.is_empty() {
             reply.rows.retain(|row| request.fetch.contains(&row.position()));

@@ -374,6 +374,9 @@ impl State {
             reply.covered = position;
             reply.rows.push(Claimed::Delivery(delivery(position, row)));
         }
+        if claim.newest {
+            reply.newest = self.visible().map(|(position, _)| position).max();
+        }
         reply
     }
 

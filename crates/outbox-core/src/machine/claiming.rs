@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::ahead::AHEAD;
 use super::keys::{Key, KeyId, Place};
@@ -278,6 +277,8 @@ impl Machine {
             _ => main,
         });
         order.bytes = order.bytes.max(4 * rows * self.typical_bytes);
+        // A page that comes to the end tells it by itself.
+        order.newest = !self.caught_up && !self.profile.in_commit_order && self.horizon.asks(now);
         order.open = self.horizon.aged(now);
     }
 
@@ -384,6 +385,9 @@ impl Machine {
         if another || claim.void {
             self.requeue_reading(&claim.order.fetch, now);
             return self.end_of_claim(claim.number);
+        }
+        if let Some(newest) = reply.newest {
+            self.horizon.know(newest, now, self.settings.grace);
         }
         self.watched_rows(&claim, &reply.watched, now);
         self.swept_rows(&claim, &reply);
@@ -540,19 +544,17 @@ impl Machine {
                 }
             }
         } else {
-            let ages = rows.iter().map(|row| (row.position(), age(row)));
-            let mut seen: Vec<(Position, Duration)> =
-                ages.chain(passed.iter().map(|position| (*position, Duration::ZERO))).collect();
-            seen.retain(|(position, _)| *position <= covered);
+            let read = rows.iter().map(Claimed::position);
+            let mut seen: Vec<Position> = read.chain(passed.iter().copied()).collect();
+            seen.retain(|position| *position <= covered);
             seen.sort_unstable();
-            seen.dedup_by_key(|(position, _)| *position);
             if self.profile.in_commit_order {
                 // Nothing appears late: what a page did not show does not exist.
                 return self.horizon.jump(covered);
             }
             self.horizon.pass(&seen, now, self.settings.grace);
-            if end && !seeded!("ages-are-trusted") {
-                self.horizon.end(now);
+            if end {
+                self.horizon.know(covered, now, self.settings.grace);
             }
         }
     }
@@ -858,14 +860,6 @@ fn lane_of(row: &Claimed) -> Lane {
         Claimed::Delivery(delivery) => delivery.lane,
         Claimed::Unread(row) => row.lane,
         Claimed::Unreadable(row) => row.lane,
-    }
-}
-
-fn age(row: &Claimed) -> Duration {
-    match row {
-        Claimed::Delivery(delivery) => delivery.age,
-        Claimed::Unread(_) => Duration::ZERO,
-        Claimed::Unreadable(row) => row.age,
     }
 }
 

@@ -4,14 +4,17 @@
 //! seeing it may still appear. Such holes are swept by every claim until they are older than the
 //! grace time and no open transaction shows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::Time;
 use crate::delivery::{Position, Span};
+use crate::seeded::seeded;
 
 /// More spans than this are merged into coarser ones for a sweep.
 const MAX_SPANS: usize = 400;
+/// So often within the grace time the newest position is taken down.
+const KNOWN_PER_GRACE: u32 = 8;
 /// Old holes so near to each other are looked at together.
 const NEAR: u64 = 64;
 /// A look lists so many ids between holes at most.
@@ -21,8 +24,10 @@ const MAX_BETWEEN: u64 = 20_000;
 pub(super) struct Horizon {
     position: Position,
     holes: BTreeMap<Position, Hole>,
-    /// When a page last showed that nothing visible lies above.
-    ended: Option<Time>,
+    /// Positions that were known to be handed out, each with the time since when; both ascend.
+    known: VecDeque<(Position, Time)>,
+    /// When the newest position is worth asking for again.
+    know_at: Time,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,33 +47,46 @@ impl Horizon {
         self.holes.len()
     }
 
-    /// Takes in a page: its visible positions ascending, each with the row's age where known.
+    /// Takes in a page: its visible positions, ascending.
     ///
-    /// A hole is at least as old as any row with a larger id; so those of a backlog are not waited
-    /// for. But ages are by the store's clock, which may step while an insert is under way. What
-    /// appeared after a page had come to the end is taken for no older than that, by our own clock.
-    pub(super) fn pass(&mut self, page: &[(Position, Duration)], now: Time, grace: Duration) {
-        let credible = self.ended.map_or(Duration::MAX, |ended| now.saturating_sub(ended));
-        let mut oldest_above = Duration::ZERO;
-        let mut holes = Vec::new();
-        for index in (0..page.len()).rev() {
-            let (position, age) = page[index];
-            oldest_above = oldest_above.max(age.min(credible));
-            let below = if index == 0 { self.position } else { page[index - 1].0 };
-            if below.next() < position {
-                let until = now + grace.saturating_sub(oldest_above);
-                holes.push((below.next(), Hole { last: position.previous(), until }));
+    /// A hole is at least as old as any larger id that is known to have been handed out. By our own
+    /// clock: that of the store may step while an insert is under way.
+    pub(super) fn pass(&mut self, page: &[Position], now: Time, grace: Duration) {
+        for position in page {
+            let first = self.position.next();
+            if first < *position {
+                let last = position.previous();
+                let until = self.known_since(last).unwrap_or(now) + grace;
+                self.holes.insert(first, Hole { last, until });
             }
-        }
-        self.holes.extend(holes);
-        if let Some((last, _)) = page.last() {
-            self.position = self.position.max(*last);
+            self.position = self.position.max(*position);
         }
     }
 
-    /// Takes in that a page showed all that was visible.
-    pub(super) fn end(&mut self, now: Time) {
-        self.ended = Some(now);
+    /// Whether the newest position is worth asking for.
+    pub(super) fn asks(&self, now: Time) -> bool {
+        now >= self.know_at
+    }
+
+    /// Takes in that this position was handed out: a backlog is passed long after it was written, and
+    /// its holes are not waited for once they are known to be older than the grace time.
+    pub(super) fn know(&mut self, position: Position, now: Time, grace: Duration) {
+        self.know_at = now + grace / KNOWN_PER_GRACE;
+        let is_news = self.known.back().is_none_or(|(last, since)| {
+            position > *last && now >= *since + grace / KNOWN_PER_GRACE
+        });
+        if is_news {
+            self.known.push_back((position, now));
+        }
+        while self.known.get(1).is_some_and(|(_, since)| *since + grace <= now) {
+            self.known.pop_front();
+        }
+    }
+
+    fn known_since(&self, position: Position) -> Option<Time> {
+        let below = self.known.partition_point(|(known, _)| *known < position);
+        let since = self.known.get(below).map(|(_, since)| *since);
+        if seeded!("a-backlog-is-old") { since.map(|_| Time::ZERO) } else { since }
     }
 
     /// Takes in that every row up to here was shown, and that none will appear late.
@@ -164,8 +182,14 @@ mod tests {
     const GRACE: Duration = Duration::from_secs(10);
     const NOW: Time = Duration::from_secs(100);
 
-    fn page(rows: &[(u64, u64)]) -> Vec<(Position, Duration)> {
-        rows.iter().map(|(id, age)| (Position(*id), Duration::from_secs(*age))).collect()
+    fn page(ids: &[u64]) -> Vec<Position> {
+        ids.iter().map(|id| Position(*id)).collect()
+    }
+
+    /// Passes a page whose ids were known to be handed out a grace time ago.
+    fn pass_old(horizon: &mut Horizon, ids: &[u64]) {
+        horizon.know(Position(ids[ids.len() - 1]), NOW - GRACE, GRACE);
+        horizon.pass(&page(ids), NOW, GRACE);
     }
 
     fn spans(horizon: &Horizon) -> Vec<(u64, u64)> {
@@ -175,17 +199,17 @@ mod tests {
     #[test]
     fn ids_that_a_page_passes_without_seeing_them_are_holes() {
         let mut horizon = Horizon::default();
-        horizon.pass(&page(&[(3, 0), (4, 0), (8, 0)]), NOW, GRACE);
+        horizon.pass(&page(&[3, 4, 8]), NOW, GRACE);
         assert_eq!(spans(&horizon), [(1, 2), (5, 7)]);
         assert_eq!(horizon.position(), Position(8));
-        horizon.pass(&page(&[(9, 0)]), NOW, GRACE);
+        horizon.pass(&page(&[9]), NOW, GRACE);
         assert_eq!(spans(&horizon), [(1, 2), (5, 7)]);
     }
 
     #[test]
     fn a_seen_id_splits_its_hole() {
         let mut horizon = Horizon::default();
-        horizon.pass(&page(&[(10, 0)]), NOW, GRACE);
+        horizon.pass(&page(&[10]), NOW, GRACE);
         for seen in [5, 1, 9, 20, 5] {
             horizon.see(Position(seen));
         }
@@ -193,30 +217,42 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_is_as_old_as_the_oldest_row_above_it() {
+    fn a_hole_is_as_old_as_the_first_larger_id_that_was_known() {
         let mut horizon = Horizon::default();
-        horizon.pass(&page(&[(2, 1), (4, 60), (6, 2)]), NOW, GRACE);
-        let aged: Vec<_> =
-            horizon.aged(NOW).iter().map(|span| (span.first.0, span.last.0)).collect();
-        assert_eq!(aged, [(1, 3)], "the row of 60 s is above both");
-        let aged: Vec<_> =
-            horizon.aged(NOW + GRACE).iter().map(|span| (span.first.0, span.last.0)).collect();
-        assert_eq!(aged, [(1, 5)]);
+        horizon.know(Position(4), NOW - GRACE * 3, GRACE);
+        horizon.know(Position(9), NOW - GRACE / 2, GRACE);
+        horizon.pass(&page(&[2, 4, 6, 10, 12]), NOW, GRACE);
+        let aged = |now| {
+            let spans = horizon.aged(now);
+            spans.iter().map(|span| (span.first.0, span.last.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(aged(NOW), [(1, 3)]);
+        assert_eq!(aged(NOW + GRACE / 2), [(1, 9)]);
+        assert_eq!(aged(NOW + GRACE - Duration::from_nanos(1)), [(1, 9)]);
+        assert_eq!(aged(NOW + GRACE), [(1, 11)]);
     }
 
     #[test]
-    fn what_appears_after_the_end_is_no_older_than_that_whatever_the_clock_of_the_store_says() {
+    fn a_few_of_the_newest_positions_are_kept_and_the_last_that_is_old_enough() {
         let mut horizon = Horizon::default();
-        horizon.end(NOW - GRACE / 2);
-        horizon.pass(&page(&[(2, 3_600)]), NOW, GRACE);
-        assert_eq!(horizon.aged(NOW).len(), 0);
-        assert_eq!(horizon.aged(NOW + GRACE / 2).len(), 1);
+        let mut asked = 0;
+        for second in 0..=100 {
+            let now = Duration::from_secs(second);
+            if horizon.asks(now) {
+                asked += 1;
+                horizon.know(Position(second * 10), now, GRACE);
+            }
+            assert!(horizon.known.len() <= 1 + KNOWN_PER_GRACE as usize, "{:?}", horizon.known);
+        }
+        assert_eq!(asked, 51, "every two seconds");
+        let old = horizon.known.iter().filter(|(_, since)| *since + GRACE <= NOW);
+        assert_eq!(old.count(), 1, "{:?}", horizon.known);
     }
 
     #[test]
     fn closing_keeps_what_is_still_open() {
         let mut horizon = Horizon::default();
-        horizon.pass(&page(&[(10, 60)]), NOW, GRACE);
+        pass_old(&mut horizon, &[10]);
         let aged = horizon.aged(NOW);
         horizon.see(Position(4));
         horizon.close(&aged, &[Position(7)], NOW);
@@ -228,9 +264,9 @@ mod tests {
     #[test]
     fn a_look_closes_no_hole_between_the_old_ones_and_takes_no_row_for_a_hole() {
         let mut horizon = Horizon::default();
-        horizon.pass(&page(&[(2, 60), (4, 60)]), NOW, GRACE);
-        horizon.pass(&page(&[(6, 0)]), NOW, GRACE);
-        horizon.pass(&page(&[(8, 60)]), NOW, GRACE);
+        pass_old(&mut horizon, &[2, 4]);
+        horizon.pass(&page(&[6, 8]), NOW, GRACE);
+        horizon.holes.insert(Position(7), Hole { last: Position(7), until: NOW });
         let looked_at = horizon.aged(NOW);
         assert_eq!(looked_at, [Span::new(Position(1), Position(7))]);
         horizon.close(&looked_at, &[2, 3, 4, 8].map(Position), NOW);
@@ -240,8 +276,8 @@ mod tests {
     #[test]
     fn the_old_holes_of_a_page_that_others_emptied_go_by_one_look() {
         let mut horizon = Horizon::default();
-        let rows: Vec<_> = (1..=2_000).map(|n| (n * 3, 60)).collect();
-        horizon.pass(&page(&rows), NOW, GRACE);
+        let rows: Vec<_> = (1..=2_000).map(|n| n * 3).collect();
+        pass_old(&mut horizon, &rows);
         assert_eq!(horizon.hole_count(), 2_000);
         horizon.close(&horizon.aged(NOW), &[], NOW);
         assert_eq!(horizon.hole_count(), 0);
@@ -250,7 +286,7 @@ mod tests {
     #[test]
     fn many_holes_are_swept_as_coarser_spans_that_cover_them_all() {
         let mut horizon = Horizon::default();
-        let rows: Vec<_> = (1..=3000).map(|n| (n * 2 + n / 100 * 50, 0)).collect();
+        let rows: Vec<_> = (1..=3000).map(|n| n * 2 + n / 100 * 50).collect();
         horizon.pass(&page(&rows), NOW, GRACE);
         let exact: Vec<Position> = horizon.holes.keys().copied().collect();
         let merged = horizon.spans();

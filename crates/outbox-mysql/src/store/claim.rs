@@ -37,6 +37,7 @@ pub(super) enum Part {
     Fetch,
     Watch,
     Scan,
+    Newest,
 }
 
 impl Plan {
@@ -75,6 +76,9 @@ impl Plan {
         }
         if let Some(page) = &claim.scan {
             plan.add(Part::Scan, &scan_sql(tables, page));
+        }
+        if let (true, Some(page)) = (claim.newest, &claim.page) {
+            plan.add(Part::Newest, &newest_sql(tables, page.after));
         }
         if plan.parts.is_empty() {
             // An empty statement is an error.
@@ -137,6 +141,12 @@ fn scan_sql(tables: &Tables, page: &Page<'_>) -> String {
     place_sql(tables, &format!("{condition} ORDER BY o.id LIMIT {rows}"))
 }
 
+/// The end of the index, read downwards, and not below the page: there, rows that were deleted and
+/// not yet purged may lie by the million.
+fn newest_sql(tables: &Tables, after: Position) -> String {
+    format!("SELECT o.id FROM {} WHERE o.id > {after} ORDER BY o.id DESC LIMIT 1", by_id(tables))
+}
+
 /// An `IN` list must not be empty; no row is in the lane that a SMALLINT cannot hold.
 fn lane_list(lanes: &[Lane]) -> String {
     if lanes.is_empty() { "65536".to_owned() } else { List(lanes).to_string() }
@@ -193,6 +203,7 @@ impl<'a> Reading<'a> {
             Some(Part::Sweep) => reply.swept.push(read_swept(row)?),
             Some(Part::Scan) => reply.scanned.push(read_swept(row)?),
             Some(Part::Open) => reply.open.push(Position(text::number(row, 0)?)),
+            Some(Part::Newest) => reply.newest = Some(Position(text::number(row, 0)?)),
             Some(Part::Watch) => {
                 let id = MessageId::from_bytes(text::id(row, 1)?);
                 let id = RowId::new(Position(text::number(row, 0)?), id);

@@ -201,7 +201,7 @@ proptest! {
         spans in any_spans(),
         ids in btree_set(1_u64.., 0..1_200),
         lanes in btree_set(0_u16..16, 0..16),
-        parts: [bool; 6],
+        parts: [bool; 7],
         bytes: usize,
         rows in 0_usize..2_000,
         after: u64,
@@ -211,13 +211,14 @@ proptest! {
         let lanes: Vec<Lane> = lanes.into_iter().map(Lane).collect();
         let page = Page::new(&lanes, Position(after), rows).through(Position(through));
         let mut claim = Claim::new(bytes);
-        let [paged, swept, open, fetched, watched, scanned] = parts;
+        let [paged, swept, open, fetched, watched, scanned, newest] = parts;
         claim = if paged { claim.page(page) } else { claim };
         claim = if swept { claim.sweep(&spans) } else { claim };
         claim = if open { claim.open(&spans) } else { claim };
         claim = if fetched { claim.fetch(&ids) } else { claim };
         claim = if watched { claim.watch(&ids) } else { claim };
         claim = if scanned { claim.scan(page) } else { claim };
+        claim = claim.newest(newest);
         let plan = Plan::new(&Tables::new(), 16, &claim);
         prop_assert_eq!(plan.packet.split(';').count(), plan.parts.len());
         let mut fetching = BTreeSet::new();

@@ -102,6 +102,7 @@ macro_rules! store_conformance {
         } }
         $crate::__conformance! { $fixture, store::claiming {
             a_page_is_ascending_and_above_its_start,
+            the_newest_row_is_the_last_one_of_all,
             pages_read_every_row_once,
             a_page_tells_the_rows_of_other_lanes_that_it_passed,
             a_bounded_page_ends_at_its_bound,

@@ -68,11 +68,6 @@ impl Database {
         id
     }
 
-    /// Whether an id is handed out whose row is not written yet.
-    pub(super) fn is_inserting(&self) -> bool {
-        self.rows.values().any(|row| row.visibility == Visibility::Allocated)
-    }
-
     /// Skips ids, as a restart of the server may.
     pub(super) fn skip_ids(&mut self, count: u64) {
         self.next_id += count;
@@ -137,10 +132,13 @@ impl Database {
                 reply.passed.push(position);
             }
         }
+        if claim.newest {
+            reply.newest = self.window(page).next_back().map(|(position, _)| position);
+        }
         reply
     }
 
-    fn window(&self, page: &Page<'_>) -> impl Iterator<Item = (Position, &Row)> {
+    fn window(&self, page: &Page<'_>) -> impl DoubleEndedIterator<Item = (Position, &Row)> {
         let (after, through) = (page.after, page.through);
         self.committed().filter(move |(position, _)| *position > after && *position <= through)
     }

@@ -63,8 +63,6 @@ pub struct Plan {
     /// Whether many acknowledgements take long.
     pub slow_answers: bool,
     /// Whether inserts take most of the grace time, and the store's clock steps often meanwhile.
-    /// There is no other fault then: a worker believes what it is told of the age of a backlog, be
-    /// it one that it finds or one that grows while it cannot publish.
     pub slow_inserts: bool,
     /// Whether ids become visible in order.
     pub in_commit_order: bool,
@@ -123,17 +121,14 @@ impl Plan {
         };
         // By a draw of its own, so that all other seeds stay what they were.
         let slow_inserts = SmallRng::seed_from_u64(seed ^ 0x510).random_ratio(1, 20);
-        if stormy && slow_inserts { plan.with_slow_inserts() } else { plan }
+        if slow_inserts { plan.with_slow_inserts() } else { plan }
     }
 
     fn with_slow_inserts(mut self) -> Self {
-        (self.slow_inserts, self.clock_steps, self.storm) = (true, 20, Duration::from_secs(20));
-        (self.workers, self.cut_off, self.in_commit_order) = (1, false, false);
-        (self.crashes, self.pauses, self.restarts, self.server_changes) = (0, 0, 0, 0);
-        (self.store_faults, self.store_outages, self.outages) = (0, 0, 0);
-        (self.broker_faults, self.poison, self.unknown_topic) = (0, 0, false);
-        (self.settings.rows_in_flight, self.settings.page_rows) = (100, 50);
-        (self.settings.known_rows, self.settings.bytes_in_flight) = (10_000, 1_000_000);
+        (self.slow_inserts, self.in_commit_order) = (true, false);
+        if self.mode == Mode::Stormy {
+            (self.clock_steps, self.storm) = (20, Duration::from_secs(20));
+        }
         self
     }
 }

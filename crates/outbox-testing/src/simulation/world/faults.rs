@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox_core::machine::Input;
 use rand::Rng;
 
-use super::{START, World};
+use super::World;
 
 impl World {
     pub(super) fn plan_faults(&mut self) {
@@ -52,7 +52,6 @@ impl World {
         for _ in 0..self.plan.clock_steps {
             // A step back by an hour lets dead workers' leases last an hour longer, as documented.
             let (at, step) = (self.within_storm(), self.random.random_range(-20..3_600_i64));
-            let at = if self.plan.slow_inserts { at + 2 * START } else { at };
             self.after(at, move |world| world.step_clock(step));
         }
         for _ in 0..self.plan.server_changes {
@@ -65,12 +64,7 @@ impl World {
         }
     }
 
-    /// Not while an INSERT runs, except where nothing else goes wrong: a worker that then finds a
-    /// backlog believes its ages. The documents name that exception.
     fn step_clock(&mut self, step: i64) {
-        if !self.plan.slow_inserts && self.database.is_inserting() {
-            return self.after(Duration::from_millis(1), move |world| world.step_clock(step));
-        }
         self.note(|| format!("the store's clock steps by {step} s"));
         self.fault();
         let clock = self.database.clock.as_secs() as i64 + step;

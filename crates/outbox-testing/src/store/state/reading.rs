@@ -24,6 +24,9 @@ impl State {
         }
         if let Some(page) = &request.page {
             self.read_page(page, &mut budget, now, &mut reply);
+            if request.newest {
+                reply.newest = above(&self.rows, page).next_back().map(|(position, _)| *position);
+            }
         }
         for span in request.sweep {
             reply.swept.extend(within(&self.rows, *span).map(|(at, row)| row.swept(*at)));
@@ -117,7 +120,7 @@ fn within(rows: &BTreeMap<Position, Row>, span: Span) -> impl Iterator<Item = (&
 fn above<'a>(
     rows: &'a BTreeMap<Position, Row>,
     page: &Page<'_>,
-) -> impl Iterator<Item = (&'a Position, &'a Row)> {
+) -> impl DoubleEndedIterator<Item = (&'a Position, &'a Row)> {
     let valid = page.after < page.through;
     let range = valid.then_some((Excluded(page.after), Included(page.through)));
     range.into_iter().flat_map(|range| rows.range(range))
