@@ -19,6 +19,11 @@ fn main() -> ExitCode {
         eprint!("no command is named {name:?}\n\n{}", list());
         return ExitCode::FAILURE;
     };
+    let takes_none = command.usage == command.name;
+    if takes_none && let Some(argument) = arguments.first() {
+        eprintln!("{name} takes no {argument:?}: {}", command.about);
+        return ExitCode::FAILURE;
+    }
     match (command.run)(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

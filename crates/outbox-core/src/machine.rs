@@ -241,7 +241,7 @@ pub struct ClaimOrder {
     lanes: Vec<Lane>,
     page: Option<PageOrder>,
     sweep: Vec<Span>,
-    newest: bool,
+    newest: Option<Position>,
     open: Vec<Span>,
     fetch: Vec<Position>,
     watch: Vec<Position>,
@@ -564,6 +564,8 @@ impl Machine {
             }
             if self.may_page(now) {
                 at(self.pace.next());
+            } else if !self.profile.in_commit_order {
+                at(self.horizon.know_at().max(not_before));
             }
         }
         if let Some(time) = self.unsettled.due(&self.settings) {

@@ -336,8 +336,8 @@ pub struct Claim<'a> {
     pub page: Option<Page<'a>>,
     /// Spans whose rows are listed, whatever their lane; read at the page's snapshot or later.
     pub sweep: &'a [Span],
-    /// Whether [`ClaimReply::newest`] is wanted; only ever beside a page.
-    pub newest: bool,
+    /// The newest row above this position is wanted, whatever its lane.
+    pub newest: Option<Position>,
     /// Positions in which to look for rows of transactions that are still open, after the sweep.
     /// A store that cannot see them answers with nothing.
     pub open: &'a [Span],
@@ -371,10 +371,10 @@ impl<'a> Claim<'a> {
         self
     }
 
-    /// Sets whether the position of the newest row above the page's start is wanted.
+    /// Asks for the newest row above this position.
     #[must_use]
-    pub fn newest(mut self, newest: bool) -> Self {
-        self.newest = newest;
+    pub fn newest(mut self, above: Option<Position>) -> Self {
+        self.newest = above;
         self
     }
 
@@ -454,9 +454,9 @@ pub struct ClaimReply {
     pub end: bool,
     /// Rows that exist in the sweep's spans.
     pub swept: Vec<Swept>,
-    /// The greatest position of all rows above the page's start, of whatever lane, if it was asked
-    /// for and there is one. A store may leave it out: what lies between the rows of a backlog is
-    /// swept for longer then.
+    /// The greatest position of all rows above the one in [`Claim::newest`], of whatever lane, if
+    /// it was asked for and there is one. A store may leave it out: what lies between the rows of a
+    /// backlog is swept for longer then.
     pub newest: Option<Position>,
     /// Rows that exist in the `open` spans, committed or not.
     pub open: Vec<Position>,

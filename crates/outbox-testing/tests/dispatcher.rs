@@ -76,6 +76,26 @@ async fn an_outage_ends_and_everything_arrives() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_the_broker_is_down_the_store_is_read_now_and_then_only() {
+    for messages in [1, 51] {
+        let (store, broker) = (FaultyStore::new(MemoryStore::new()), MemoryBroker::new());
+        add(store.inner(), 5, 50).await;
+        let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+        let running = tokio::spawn(dispatcher.run(std::future::pending()));
+        broker.wait_for(50).await;
+        let outage = broker.outage();
+        add(store.inner(), 5, messages).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let before = store.calls(StoreMethod::Claim);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let claims = store.calls(StoreMethod::Claim) - before;
+        assert!((600..=2_400).contains(&claims), "{claims} in 600 s");
+        drop(outage);
+        running.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_commit_of_a_key_is_published_before_newer_ones() {
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
     let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();

@@ -434,7 +434,7 @@ impl Store for Mutant {
         if has(Bug::CoversTooMuch) {
             reply.covered = Position(u64::MAX);
         }
-        if has(Bug::InventsTheNewestRow) && request.newest {
+        if has(Bug::InventsTheNewestRow) && request.newest.is_some() {
             reply.newest = Some(Position(u64::MAX));
         }
         if has(Bug::TellsFetchedRowsAlone) && !request.fetch.is_empty() {

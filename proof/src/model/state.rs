@@ -362,6 +362,9 @@ impl State {
     fn page(&self, order: &ClaimOrder) -> ClaimReply {
         let claim = order.request();
         let mut reply = ClaimReply::default();
+        let newest = self.visible().map(|(position, _)| position).max();
+        reply.newest =
+            newest.filter(|position| claim.newest.is_some_and(|above| *position > above));
         let Some(page) = claim.page else { return reply };
         reply.covered = page.after;
         reply.end = true;
@@ -373,9 +376,6 @@ impl State {
             }
             reply.covered = position;
             reply.rows.push(Claimed::Delivery(delivery(position, row)));
-        }
-        if claim.newest {
-            reply.newest = self.visible().map(|(position, _)| position).max();
         }
         reply
     }

@@ -120,6 +120,7 @@ impl Machine {
         if !draining {
             let reads_late_rows = self.add_fetch(&mut order, now);
             self.add_page(&mut order, now);
+            self.add_newest(&mut order, now);
             let late = reads_late_rows && !seeded!("late-rows-without-a-sweep");
             if late || order.page.is_some() {
                 self.add_sweep(&mut order);
@@ -131,6 +132,7 @@ impl Machine {
         }
         let asks = order.page.is_some()
             || order.scan.is_some()
+            || order.newest.is_some()
             || !(order.fetch.is_empty() && order.watch.is_empty() && order.open.is_empty());
         if !asks {
             return None;
@@ -277,9 +279,20 @@ impl Machine {
             _ => main,
         });
         order.bytes = order.bytes.max(4 * rows * self.typical_bytes);
-        // A page that comes to the end tells it by itself.
-        order.newest = !self.caught_up && !self.profile.in_commit_order && self.horizon.asks(now);
         order.open = self.horizon.aged(now);
+    }
+
+    /// A page that comes to the end tells the newest position by itself. Before that, and while none
+    /// may be read, it is asked for: a backlog is to be known to be old once it is passed.
+    fn add_newest(&mut self, order: &mut ClaimOrder, now: Time) {
+        let told = match &order.page {
+            Some(_) => self.caught_up,
+            None => self.may_page(now),
+        };
+        if !told && !self.profile.in_commit_order && self.horizon.know_at() <= now {
+            order.newest = Some(self.horizon.position());
+            self.horizon.asked(now, self.settings.grace);
+        }
     }
 
     /// Lanes gained since the last claim start to catch up: no page that is out leaves them out

@@ -63,15 +63,20 @@ impl Horizon {
         }
     }
 
-    /// Whether the newest position is worth asking for.
-    pub(super) fn asks(&self, now: Time) -> bool {
-        now >= self.know_at
+    /// When the newest position is worth asking for.
+    pub(super) fn know_at(&self) -> Time {
+        self.know_at
+    }
+
+    /// The newest position is asked for, or was told.
+    pub(super) fn asked(&mut self, now: Time, grace: Duration) {
+        self.know_at = now + grace / KNOWN_PER_GRACE;
     }
 
     /// Takes in that this position was handed out: a backlog is passed long after it was written, and
     /// its holes are not waited for once they are known to be older than the grace time.
     pub(super) fn know(&mut self, position: Position, now: Time, grace: Duration) {
-        self.know_at = now + grace / KNOWN_PER_GRACE;
+        self.asked(now, grace);
         let is_news = self.known.back().is_none_or(|(last, since)| {
             position > *last && now >= *since + grace / KNOWN_PER_GRACE
         });
@@ -238,7 +243,7 @@ mod tests {
         let mut asked = 0;
         for second in 0..=100 {
             let now = Duration::from_secs(second);
-            if horizon.asks(now) {
+            if horizon.know_at() <= now {
                 asked += 1;
                 horizon.know(Position(second * 10), now, GRACE);
             }

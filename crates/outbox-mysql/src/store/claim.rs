@@ -77,8 +77,8 @@ impl Plan {
         if let Some(page) = &claim.scan {
             plan.add(Part::Scan, &scan_sql(tables, page));
         }
-        if let (true, Some(page)) = (claim.newest, &claim.page) {
-            plan.add(Part::Newest, &newest_sql(tables, page.after));
+        if let Some(above) = claim.newest {
+            plan.add(Part::Newest, &newest_sql(tables, above));
         }
         if plan.parts.is_empty() {
             // An empty statement is an error.
@@ -141,10 +141,10 @@ fn scan_sql(tables: &Tables, page: &Page<'_>) -> String {
     place_sql(tables, &format!("{condition} ORDER BY o.id LIMIT {rows}"))
 }
 
-/// The end of the index, read downwards, and not below the page: there, rows that were deleted and
-/// not yet purged may lie by the million.
-fn newest_sql(tables: &Tables, after: Position) -> String {
-    format!("SELECT o.id FROM {} WHERE o.id > {after} ORDER BY o.id DESC LIMIT 1", by_id(tables))
+/// The end of the index, read downwards, and not below what was passed: there, rows that were
+/// deleted and not yet purged may lie by the million.
+fn newest_sql(tables: &Tables, above: Position) -> String {
+    format!("SELECT o.id FROM {} WHERE o.id > {above} ORDER BY o.id DESC LIMIT 1", by_id(tables))
 }
 
 /// An `IN` list must not be empty; no row is in the lane that a SMALLINT cannot hold.

@@ -218,7 +218,7 @@ proptest! {
         claim = if fetched { claim.fetch(&ids) } else { claim };
         claim = if watched { claim.watch(&ids) } else { claim };
         claim = if scanned { claim.scan(page) } else { claim };
-        claim = claim.newest(newest);
+        claim = claim.newest(newest.then_some(Position(after)));
         let plan = Plan::new(&Tables::new(), 16, &claim);
         prop_assert_eq!(plan.packet.split(';').count(), plan.parts.len());
         let mut fetching = BTreeSet::new();

@@ -105,10 +105,14 @@ impl Database {
         rows.filter(|(_, row)| row.visibility == Visibility::Committed)
     }
 
-    /// The first half of a claim: the page, at its snapshot.
+    /// The first half of a claim: the page and the newest row, at its snapshot.
     pub(super) fn page(&self, claim: &Claim<'_>, now: Duration) -> ClaimReply {
         let mut reply = ClaimReply::default();
         reply.server = self.server;
+        if let Some(above) = claim.newest {
+            let newest = self.committed().next_back().map(|(position, _)| position);
+            reply.newest = newest.filter(|position| *position > above);
+        }
         let Some(page) = &claim.page else { return reply };
         reply.covered = page.after;
         reply.end = true;
@@ -132,13 +136,10 @@ impl Database {
                 reply.passed.push(position);
             }
         }
-        if claim.newest {
-            reply.newest = self.window(page).next_back().map(|(position, _)| position);
-        }
         reply
     }
 
-    fn window(&self, page: &Page<'_>) -> impl DoubleEndedIterator<Item = (Position, &Row)> {
+    fn window(&self, page: &Page<'_>) -> impl Iterator<Item = (Position, &Row)> {
         let (after, through) = (page.after, page.through);
         self.committed().filter(move |(position, _)| *position > after && *position <= through)
     }

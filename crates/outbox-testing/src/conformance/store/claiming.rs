@@ -81,7 +81,7 @@ pub async fn a_page_tells_the_rows_of_other_lanes_that_it_passed<F: StoreFixture
     assert_eq!(seen, passed.iter().map(|row| row.position).collect::<Vec<_>>());
 }
 
-/// The newest row, where a store tells it, is the last one above the start of the page.
+/// The newest row, where a store tells it, is the last one of all, with a page or without.
 pub async fn the_newest_row_is_the_last_one_of_all<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     stage.add_all(spread(30)).await;
@@ -90,10 +90,11 @@ pub async fn the_newest_row_is_the_last_one_of_all<F: StoreFixture>() {
     for (after, newest) in
         [(Position::START, Some(all[29])), (all[28], Some(all[29])), (all[29], None)]
     {
-        let claim = everything().page(Page::new(lane, after, 2));
-        let told = stage.claim(claim.newest(true)).await.newest;
-        assert!(told.is_none() || told == newest, "{told:?}, {newest:?} above {after}");
-        assert_eq!(stage.claim(claim).await.newest, None);
+        for claim in [everything(), everything().page(Page::new(lane, after, 2))] {
+            let told = stage.claim(claim.newest(Some(after))).await.newest;
+            assert!(told.is_none() || told == newest, "{told:?}, {newest:?} above {after}");
+            assert_eq!(stage.claim(claim).await.newest, None);
+        }
     }
 }
 

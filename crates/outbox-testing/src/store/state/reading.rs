@@ -24,9 +24,10 @@ impl State {
         }
         if let Some(page) = &request.page {
             self.read_page(page, &mut budget, now, &mut reply);
-            if request.newest {
-                reply.newest = above(&self.rows, page).next_back().map(|(position, _)| *position);
-            }
+        }
+        if let Some(above) = request.newest {
+            let newest = self.rows.keys().next_back().copied();
+            reply.newest = newest.filter(|position| *position > above);
         }
         for span in request.sweep {
             reply.swept.extend(within(&self.rows, *span).map(|(at, row)| row.swept(*at)));
@@ -120,7 +121,7 @@ fn within(rows: &BTreeMap<Position, Row>, span: Span) -> impl Iterator<Item = (&
 fn above<'a>(
     rows: &'a BTreeMap<Position, Row>,
     page: &Page<'_>,
-) -> impl DoubleEndedIterator<Item = (&'a Position, &'a Row)> {
+) -> impl Iterator<Item = (&'a Position, &'a Row)> {
     let valid = page.after < page.through;
     let range = valid.then_some((Excluded(page.after), Included(page.through)));
     range.into_iter().flat_map(|range| rows.range(range))
