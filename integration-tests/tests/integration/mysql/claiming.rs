@@ -81,6 +81,31 @@ on_both! {
         Ok(())
     }
 
+    /// It is read in another way: what stopped the first one may be the contents of others' rows.
+    async fn a_page_after_one_that_did_not_arrive_tells_the_same(lab: Lab) -> Result<()> {
+        lab.add((0..40).map(|n| message(&n.to_string())).collect()).await?;
+        let wanted = [Lane(1), Lane(3)];
+        for rows in [20, 100] {
+            let page = || lab.store.claim(Claim::new(BYTES).page(Page::new(&wanted, Position(5), rows)));
+            let before = page().await?;
+            let told = |reply: ClaimReply| {
+                let what = (reply.covered, reply.end, reply.passed.clone());
+                let rows = deliveries(reply).into_iter();
+                (what, rows.map(|d| (d.position, d.lane, d.state, d.message)).collect::<Vec<_>>())
+            };
+            let before = told(before);
+            for polls in 1.. {
+                let dropped = outbox_testing::drop_after(polls, page()).await.is_none();
+                assert_eq!(told(page().await?), before, "after {polls} polls");
+                assert!(dropped || polls > 1, "the first page arrived at once");
+                if !dropped {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn an_empty_page_covers_nothing_more(lab: Lab) -> Result<()> {
         let all = lanes(4);
         let page = Page::new(&all, Position(7), 20);
