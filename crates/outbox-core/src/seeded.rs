@@ -21,6 +21,7 @@ pub const BUGS: &[(&str, &str)] = &[
     ("high-water-mark", "ids below the position are never swept"),
     ("unread-rows-bar-nothing", "rows pass late ones of their lane that were seen and not read"),
     ("open-rows-are-no-holes", "the grace time closes holes though a transaction is still open"),
+    ("a-shown-row-is-no-row", "a page counts though a look showed an older row that was not swept"),
     ("no-catch-up", "lanes gained later start where the pages of the others have come"),
     ("no-catch-up-after-a-hand-over", "so do lanes whose hand-over was called off"),
     ("no-gate", "several messages of a key are outstanding"),

@@ -338,8 +338,8 @@ pub struct Claim<'a> {
     pub sweep: &'a [Span],
     /// The newest row above this position is wanted, whatever its lane.
     pub newest: Option<Position>,
-    /// Positions in which to look for rows of transactions that are still open, after the sweep.
-    /// A store that cannot see them answers with nothing.
+    /// Positions in which to look for rows, those of transactions that are still open included; read
+    /// after the sweep. A store that cannot see these answers with the committed ones.
     pub open: &'a [Span],
     /// Rows to read whole by position.
     pub fetch: &'a [Position],

@@ -41,6 +41,7 @@ enum Bug {
     ForgetsPassedRows,
     CoversTooMuch,
     InventsTheNewestRow,
+    LooksAtNothing,
     TellsFetchedRowsAlone,
     IgnoresTheByteBudget,
     FailsOnUnreadableRows,
@@ -134,6 +135,7 @@ fn claims_that_show_too_much_or_too_little_are_found() {
         Bug::InventsTheNewestRow,
         claiming::the_newest_row_is_the_last_one_of_all::<Mutant>,
     );
+    assert_finds(Bug::LooksAtNothing, visibility::an_open_row_is_seen_by_the_open_look::<Mutant>);
     assert_finds(
         Bug::CoversTooMuch,
         claiming::bounded_pages_read_every_row_of_their_lanes_once::<Mutant>,
@@ -436,6 +438,9 @@ impl Store for Mutant {
         }
         if has(Bug::InventsTheNewestRow) && request.newest.is_some() {
             reply.newest = Some(Position(u64::MAX));
+        }
+        if has(Bug::LooksAtNothing) {
+            reply.open.clear();
         }
         if has(Bug::TellsFetchedRowsAlone) && !request.fetch.is_empty() {
             reply.rows.retain(|row| request.fetch.contains(&row.position()));

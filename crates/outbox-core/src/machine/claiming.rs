@@ -123,7 +123,7 @@ impl Machine {
             self.add_newest(&mut order, now);
             let late = reads_late_rows && !seeded!("late-rows-without-a-sweep");
             if late || order.page.is_some() {
-                self.add_sweep(&mut order);
+                self.add_sweep(&mut order, now);
             }
         }
         self.add_watch(&mut order, now);
@@ -237,10 +237,10 @@ impl Machine {
     /// before them. Late rows need that as much as those of a page: what showed them, one of the
     /// statements of a sweep or a scan, may have been read after another one that should have shown
     /// a smaller id of the same transaction.
-    fn add_sweep(&self, order: &mut ClaimOrder) {
+    fn add_sweep(&self, order: &mut ClaimOrder, now: Time) {
         let late = seeded!("publish-before-sweep") && !self.claims.is_multiple_of(16);
         if !late && !seeded!("high-water-mark") {
-            order.sweep = self.horizon.spans();
+            order.sweep = self.horizon.unswept(&order.open, now);
         }
     }
 
@@ -403,8 +403,12 @@ impl Machine {
             self.horizon.know(newest, now, self.settings.grace);
         }
         self.watched_rows(&claim, &reply.watched, now);
-        self.swept_rows(&claim, &reply);
+        let complete = self.swept_rows(&claim, &reply);
         self.scanned_rows(&claim, &reply, now);
+        if !complete && !seeded!("a-shown-row-is-no-row") {
+            self.requeue_reading(&claim.order.fetch, now);
+            return self.end_of_claim(claim.number);
+        }
         self.page_and_fetched(&claim, reply, now);
         self.end_of_claim(claim.number);
     }
@@ -470,7 +474,8 @@ impl Machine {
         }
     }
 
-    fn swept_rows(&mut self, claim: &Claiming, reply: &ClaimReply) {
+    /// Tells whether the claim is complete downwards: whether all that it showed was swept.
+    fn swept_rows(&mut self, claim: &Claiming, reply: &ClaimReply) -> bool {
         for row in &reply.swept {
             self.horizon.see(row.position);
             if self.counts(claim, row.lane) && !self.knows(row.lane, row.position) {
@@ -478,7 +483,7 @@ impl Machine {
             }
         }
         let open = if seeded!("open-rows-are-no-holes") { &[][..] } else { &reply.open };
-        self.horizon.close(&claim.order.open, open, claim.sent);
+        !self.horizon.close(&claim.order.open, open, claim.sent)
     }
 
     fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {

@@ -2,7 +2,7 @@
 //!
 //! Ids are handed out at insert and become visible at commit, so an id that a page passed without
 //! seeing it may still appear. Such holes are swept by every claim until they are older than the
-//! grace time and no open transaction shows them.
+//! grace time. Then they are looked at, open transactions included, and go unless one shows them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -35,6 +35,14 @@ struct Hole {
     last: Position,
     /// When the hole is older than the grace time.
     until: Time,
+    /// Whether a look showed a row here, of a transaction that was perhaps still open.
+    shown: bool,
+}
+
+impl Hole {
+    fn is_old(&self, now: Time) -> bool {
+        self.until <= now
+    }
 }
 
 impl Horizon {
@@ -57,7 +65,7 @@ impl Horizon {
             if first < *position {
                 let last = position.previous();
                 let until = self.known_since(last).unwrap_or(now) + grace;
-                self.holes.insert(first, Hole { last, until });
+                self.holes.insert(first, Hole { last, until, shown: false });
             }
             self.position = self.position.max(*position);
         }
@@ -114,9 +122,15 @@ impl Horizon {
         }
     }
 
-    /// The spans that a sweep must cover.
-    pub(super) fn spans(&self) -> Vec<Span> {
-        merge(self.holes.iter().map(|(first, hole)| Span::new(*first, hole.last)).collect())
+    /// The spans that a sweep must cover. What the same claim looks at need not be swept: a look
+    /// shows all that a sweep would. Where it shows a row, the next claim sweeps.
+    pub(super) fn unswept(&self, looked_at: &[Span], now: Time) -> Vec<Span> {
+        let is_looked_at = |first: Position, hole: &Hole| {
+            let after = looked_at.partition_point(|span| span.first <= first);
+            hole.is_old(now) && !hole.shown && after > 0 && looked_at[after - 1].contains(first)
+        };
+        let holes = self.holes.iter().filter(|(first, hole)| !is_looked_at(**first, hole));
+        merge(holes.map(|(first, hole)| Span::new(*first, hole.last)).collect())
     }
 
     /// Where to look for open transactions: at the holes older than the grace time, which go unless
@@ -125,7 +139,7 @@ impl Horizon {
     pub(super) fn aged(&self, now: Time) -> Vec<Span> {
         let mut spans: Vec<Span> = Vec::new();
         let mut between = 0;
-        for (first, hole) in self.holes.iter().filter(|(_, hole)| hole.until <= now) {
+        for (first, hole) in self.holes.iter().filter(|(_, hole)| hole.is_old(now)) {
             let full = spans.len() == MAX_SPANS;
             match spans.last_mut() {
                 Some(span) if first.0 - span.last.0 <= NEAR && between < MAX_BETWEEN => {
@@ -140,23 +154,28 @@ impl Horizon {
     }
 
     /// Takes in what a look showed that was asked for at `asked`: the holes in these spans that were
-    /// older than the grace time go, except for the positions that are still open.
-    pub(super) fn close(&mut self, spans: &[Span], open: &[Position], asked: Time) {
-        let mut closed: Vec<Span> = Vec::new();
+    /// older than the grace time go, except for the positions that were shown. Tells whether one of
+    /// these was not swept, so that its row may be committed.
+    pub(super) fn close(&mut self, spans: &[Span], shown: &[Position], asked: Time) -> bool {
+        let mut closed: Vec<(Position, Hole)> = Vec::new();
         for span in spans {
             let inside = self.holes.range(span.first..=span.last);
-            let aged = inside.filter(|(_, hole)| hole.until <= asked);
-            closed.extend(aged.map(|(first, hole)| Span::new(*first, hole.last)));
+            let old = inside.filter(|(_, hole)| hole.is_old(asked));
+            closed.extend(old.map(|(first, hole)| (*first, *hole)));
         }
-        for span in &closed {
-            self.holes.remove(&span.first);
+        for (first, _) in &closed {
+            self.holes.remove(first);
         }
-        for position in open {
-            let after = closed.partition_point(|span| span.first <= *position);
-            if after > 0 && closed[after - 1].contains(*position) {
-                self.holes.insert(*position, Hole { last: *position, until: asked });
+        let mut unswept = false;
+        for position in shown {
+            let after = closed.partition_point(|(first, _)| first <= position);
+            if after > 0 && *position <= closed[after - 1].1.last {
+                unswept |= !closed[after - 1].1.shown;
+                let hole = Hole { last: *position, until: asked, shown: true };
+                self.holes.insert(*position, hole);
             }
         }
+        unswept
     }
 }
 
@@ -198,7 +217,7 @@ mod tests {
     }
 
     fn spans(horizon: &Horizon) -> Vec<(u64, u64)> {
-        horizon.spans().iter().map(|span| (span.first.0, span.last.0)).collect()
+        horizon.unswept(&[], NOW).iter().map(|span| (span.first.0, span.last.0)).collect()
     }
 
     #[test]
@@ -267,11 +286,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_looked_at_is_swept_only_where_a_look_showed_a_row() {
+        let mut horizon = Horizon::default();
+        pass_old(&mut horizon, &[10, 20]);
+        horizon.pass(&page(&[30]), NOW, GRACE);
+        let looked_at = horizon.aged(NOW);
+        let swept = |horizon: &Horizon, looked_at: &[Span]| {
+            let spans = horizon.unswept(looked_at, NOW);
+            spans.iter().map(|span| (span.first.0, span.last.0)).collect::<Vec<_>>()
+        };
+        assert_eq!(swept(&horizon, &looked_at), [(21, 29)]);
+        assert_eq!(swept(&horizon, &looked_at[..0]), [(1, 9), (11, 19), (21, 29)]);
+        assert!(horizon.close(&looked_at, &[10, 15].map(Position), NOW), "15 was not swept");
+        assert_eq!(swept(&horizon, &horizon.aged(NOW)), [(15, 15), (21, 29)]);
+        assert!(!horizon.close(&horizon.aged(NOW), &[Position(15)], NOW), "it was");
+    }
+
+    #[test]
     fn a_look_closes_no_hole_between_the_old_ones_and_takes_no_row_for_a_hole() {
         let mut horizon = Horizon::default();
         pass_old(&mut horizon, &[2, 4]);
         horizon.pass(&page(&[6, 8]), NOW, GRACE);
-        horizon.holes.insert(Position(7), Hole { last: Position(7), until: NOW });
+        horizon.holes.insert(Position(7), Hole { last: Position(7), until: NOW, shown: false });
         let looked_at = horizon.aged(NOW);
         assert_eq!(looked_at, [Span::new(Position(1), Position(7))]);
         horizon.close(&looked_at, &[2, 3, 4, 8].map(Position), NOW);
@@ -294,7 +330,7 @@ mod tests {
         let rows: Vec<_> = (1..=3000).map(|n| n * 2 + n / 100 * 50).collect();
         horizon.pass(&page(&rows), NOW, GRACE);
         let exact: Vec<Position> = horizon.holes.keys().copied().collect();
-        let merged = horizon.spans();
+        let merged = horizon.unswept(&[], NOW);
         assert!(merged.len() <= MAX_SPANS, "{}", merged.len());
         assert!(exact.iter().all(|hole| merged.iter().any(|span| span.contains(*hole))));
     }
