@@ -27,7 +27,7 @@ use outbox_core::store::{
 };
 use sqlx::mysql::MySqlConnectOptions;
 
-use self::claim::{Passing, Reading};
+use self::claim::Reading;
 use self::line::Line;
 pub(crate) use self::row::read_message;
 use self::session::Settings;
@@ -60,8 +60,6 @@ struct Inner {
     schema: MySqlSchema,
     /// How many lanes there are; 0 until the store is opened.
     lanes: AtomicU16,
-    /// Whether a page was asked for that did not arrive: the next one reads as little as can be.
-    page_failed: AtomicBool,
     /// Whether it was reported that others may read along.
     exposure_told: AtomicBool,
     keeping: Line,
@@ -99,7 +97,6 @@ impl MySqlStore {
         Self(Arc::new(Inner {
             schema: schema.clone(),
             lanes: AtomicU16::new(0),
-            page_failed: AtomicBool::new(false),
             exposure_told: AtomicBool::new(false),
             keeping: Line::new(settings.clone(), 1),
             claiming: Line::new(settings.clone(), CLAIM_CONNECTIONS),
@@ -149,17 +146,11 @@ impl Store for MySqlStore {
 
     async fn claim(&self, request: Claim<'_>) -> Result<ClaimReply, StoreError> {
         let mut unit = self.0.claiming.begin().await?;
-        let failed = request.page.is_some() && self.0.page_failed.swap(true, Relaxed);
-        let passing = if failed { Passing::Join } else { Passing::Scan };
-        let lanes = self.0.lanes.load(Relaxed);
-        let plan = claim::Plan::new(self.tables(), lanes, &request, passing);
+        let plan = claim::Plan::new(self.tables(), self.0.lanes.load(Relaxed), &request);
         let mut reading = Reading::new(&request, plan.parts, unit.server);
         let answers = unit.each(plan.packet, |part, row| reading.row(part, &row)).await?;
         let reply = reading.end(answers)?;
         unit.finish();
-        if request.page.is_some() {
-            self.0.page_failed.store(false, Relaxed);
-        }
         Ok(reply)
     }
 

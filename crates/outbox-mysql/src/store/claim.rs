@@ -21,16 +21,6 @@ const RANGES: usize = 100;
 /// Dirty reads for the next statement alone: without SESSION it ends with that statement.
 const OPEN_LOOK: &str = "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED";
 
-/// How a page reads rows of other lanes, which it passes as bare ids, so that they are no holes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Passing {
-    /// With its own, in one scan: the cheapest, as long as the server has no trouble with the
-    /// contents of these rows, which it reads and does not send.
-    Scan,
-    /// By their ids, to which only the wanted rows are joined.
-    Join,
-}
-
 /// The packet of a claim, and what each of its answers is.
 pub(super) struct Plan {
     pub(super) packet: String,
@@ -52,10 +42,10 @@ pub(super) enum Part {
 
 impl Plan {
     /// The plan for a store of so many lanes; 0 when that is not known yet.
-    pub(super) fn new(tables: &Tables, lanes: u16, claim: &Claim<'_>, passing: Passing) -> Self {
+    pub(super) fn new(tables: &Tables, lanes: u16, claim: &Claim<'_>) -> Self {
         let mut plan = Self { packet: String::new(), parts: Vec::new() };
         if let Some(page) = &claim.page {
-            plan.add(Part::Page, &page_sql(tables, lanes, page, claim.bytes, passing));
+            plan.add(Part::Page, &page_sql(tables, lanes, page, claim.bytes));
         }
         for condition in conditions(claim.sweep) {
             plan.add(Part::Sweep, &place_sql(tables, &condition));
@@ -66,7 +56,7 @@ impl Plan {
         }
         let limit = (claim.fetch.len() > 1).then(|| claim.bytes / claim.fetch.len());
         for ids in claim.fetch.chunks(LIST) {
-            let columns = row::columns("o", limit, None);
+            let columns = row::columns("o", limit);
             let ids = List(ids);
             plan.add(
                 Part::Fetch,
@@ -106,47 +96,32 @@ impl Plan {
     }
 }
 
-/// The next page, of one statement: all that it tells was so at one time.
-fn page_sql(
-    tables: &Tables,
-    all_lanes: u16,
-    page: &Page<'_>,
-    bytes: usize,
-    passing: Passing,
-) -> String {
-    let limit = Some(bytes / page.rows.max(1));
-    let columns = || row::columns("o", limit, None);
+/// The next page. Rows of other lanes are passed as bare ids, so that they are no holes: the ids
+/// are read first, and only the wanted rows are joined to them. Without other lanes it is one scan.
+fn page_sql(tables: &Tables, all_lanes: u16, page: &Page<'_>, bytes: usize) -> String {
+    let columns = row::columns("o", Some(bytes / page.rows.max(1)));
     let outbox = &tables.outbox;
     let Page { after, through, rows, lanes, .. } = page;
     let wanted = lane_list(lanes);
     if lanes.len() == usize::from(all_lanes) {
         format!(
             "SELECT o.id, {columns} FROM {outbox} o \
-             WHERE o.id > {after} AND o.id <= {through} ORDER BY o.id LIMIT {rows}",
-            columns = columns(),
+             WHERE o.id > {after} AND o.id <= {through} ORDER BY o.id LIMIT {rows}"
         )
-    } else if *through < Position(u64::MAX) {
-        format!(
-            "SELECT o.id, {columns} FROM {outbox} o \
-             WHERE o.id > {after} AND o.id <= {through} AND o.lane IN ({wanted}) \
-             ORDER BY o.id LIMIT {rows}",
-            columns = columns(),
-        )
-    } else if passing == Passing::Scan {
-        format!(
-            "SELECT o.id, {columns} FROM {outbox} o \
-             WHERE o.id > {after} ORDER BY o.id LIMIT {rows}",
-            columns = row::columns("o", limit, Some(&format!("o.lane IN ({wanted})"))),
-        )
-    } else {
+    } else if *through == Position(u64::MAX) {
         // Null is the id of no row. Were the lane compared where the rows are joined, MySQL would
-        // read all of them before it compares.
+        // read all of them, contents too, before it compares.
         format!(
             "SELECT p.id, {columns} FROM (\
                SELECT id, IF(lane IN ({wanted}), id, NULL) AS own FROM {outbox} \
                WHERE id > {after} ORDER BY id LIMIT {rows}\
-             ) p LEFT JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.id = p.own ORDER BY p.id",
-            columns = columns(),
+             ) p LEFT JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.id = p.own ORDER BY p.id"
+        )
+    } else {
+        format!(
+            "SELECT o.id, {columns} FROM {outbox} o \
+             WHERE o.id > {after} AND o.id <= {through} AND o.lane IN ({wanted}) \
+             ORDER BY o.id LIMIT {rows}"
         )
     }
 }
@@ -285,7 +260,7 @@ mod tests {
             Position(7),
             10,
         ));
-        let plan = Plan::new(&Tables::new(), 16, &claim, Passing::Scan);
+        let plan = Plan::new(&Tables::new(), 16, &claim);
         assert_eq!(plan.parts, [Part::Page, Part::Sweep, Part::Set, Part::Open]);
     }
 }

@@ -13,7 +13,7 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 
-use super::claim::{Part, Passing, Plan};
+use super::claim::{Part, Plan};
 use super::{row, settle};
 use crate::headers;
 use crate::insert::{MySqlInsert, SqlValue};
@@ -182,7 +182,7 @@ proptest! {
     #[test]
     fn a_sweep_asks_for_its_spans_and_nothing_else(spans in any_spans()) {
         let claim = Claim::new(1_000).sweep(&spans);
-        let plan = Plan::new(&Tables::new(), 4, &claim, Passing::Scan);
+        let plan = Plan::new(&Tables::new(), 4, &claim);
         let mut asked = Vec::new();
         if !spans.is_empty() {
             for statement in plan.packet.split(';') {
@@ -202,7 +202,6 @@ proptest! {
         ids in btree_set(1_u64.., 0..1_200),
         lanes in btree_set(0_u16..16, 0..16),
         parts: [bool; 7],
-        joins: bool,
         bytes: usize,
         rows in 0_usize..2_000,
         after: u64,
@@ -220,8 +219,7 @@ proptest! {
         claim = if watched { claim.watch(&ids) } else { claim };
         claim = if scanned { claim.scan(page) } else { claim };
         claim = claim.newest(newest.then_some(Position(after)));
-        let passing = if joins { Passing::Join } else { Passing::Scan };
-        let plan = Plan::new(&Tables::new(), 16, &claim, passing);
+        let plan = Plan::new(&Tables::new(), 16, &claim);
         prop_assert_eq!(plan.packet.split(';').count(), plan.parts.len());
         let mut fetching = BTreeSet::new();
         for (statement, part) in plan.packet.split(';').zip(&plan.parts) {

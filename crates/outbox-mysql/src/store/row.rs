@@ -53,8 +53,8 @@ fn parse_state(recorded: &[u8]) -> Option<RowState> {
 }
 
 /// The columns of a whole row after its id, in the order that [`read`] expects; content only when
-/// it is within `limit` bytes. All are null where the condition `only` does not hold.
-pub(super) fn columns(alias: &str, limit: Option<usize>, only: Option<&str>) -> String {
+/// it is within `limit` bytes.
+pub(super) fn columns(alias: &str, limit: Option<usize>) -> String {
     let size = size(alias);
     // The size is worked out once for each row. What is sent of one that does not fit, because
     // neither of its two contents alone is too large, is not read.
@@ -68,22 +68,14 @@ pub(super) fn columns(alias: &str, limit: Option<usize>, only: Option<&str>) -> 
         Some(limit) => format!("IF({size} > {limit}, {size}, NULL)"),
         None => "NULL".to_owned(),
     };
-    let columns = [
-        format!("{alias}.lane"),
-        too_large,
-        format!("{alias}.message_id"),
-        format!("{alias}.topic"),
-        format!("{alias}.message_key"),
-        format!("{alias}.partition_no"),
-        content("headers"),
-        content("payload"),
-        format!("TIMESTAMPDIFF(MICROSECOND, {alias}.created_at, UTC_TIMESTAMP(6))"),
-        state(alias),
-    ];
-    match only {
-        Some(only) => columns.map(|column| format!("IF({only}, {column}, NULL)")).join(", "),
-        None => columns.join(", "),
-    }
+    format!(
+        "{alias}.lane, {too_large}, {alias}.message_id, {alias}.topic, \
+         {alias}.message_key, {alias}.partition_no, {headers}, {payload}, \
+         TIMESTAMPDIFF(MICROSECOND, {alias}.created_at, UTC_TIMESTAMP(6)), {state}",
+        headers = content("headers"),
+        payload = content("payload"),
+        state = state(alias),
+    )
 }
 
 /// A place: id, lane and size, as the first, second and third column.

@@ -81,7 +81,6 @@ on_both! {
         Ok(())
     }
 
-    /// It is read in another way: what stopped the first one may be the contents of others' rows.
     async fn a_page_after_one_that_did_not_arrive_tells_the_same(lab: Lab) -> Result<()> {
         lab.add((0..40).map(|n| message(&n.to_string())).collect()).await?;
         let wanted = [Lane(1), Lane(3)];
