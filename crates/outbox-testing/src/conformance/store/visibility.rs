@@ -174,12 +174,14 @@ pub async fn the_sweep_is_not_older_than_the_page<F: StoreFixture>() {
 }
 
 /// A look at open rows shows committed ones as well; unless the store cannot see them, those of open
-/// transactions; and none that were rolled back.
+/// transactions; and none that were rolled back. A store in commit order is never asked.
 pub async fn an_open_row_is_seen_by_the_open_look<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     if !stage.fixture.sees_open_rows() {
-        stage.add(message("orders", "committed")).await;
-        assert_eq!(stage.claim(everything().open(&ANYWHERE)).await.open.len(), 1);
+        if !stage.in_commit_order {
+            stage.add(message("orders", "committed")).await;
+            assert_eq!(stage.claim(everything().open(&ANYWHERE)).await.open.len(), 1);
+        }
         return;
     }
     let mut open = stage.fixture.begin().await;
