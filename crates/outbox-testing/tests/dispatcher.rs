@@ -75,6 +75,7 @@ async fn an_outage_ends_and_everything_arrives() {
     running.await.unwrap().unwrap();
 }
 
+/// Whether all of the outage's messages were read before it was noticed, or some lie above.
 #[tokio::test(start_paused = true)]
 async fn while_the_broker_is_down_the_store_is_read_now_and_then_only() {
     for messages in [1, 51] {
