@@ -545,19 +545,19 @@ impl Row {
     /// The row as a claim tells it: a row that cannot be read is a value, too.
     fn claimed(&self, budget: &mut usize, now: u64) -> Claimed {
         let Some(rest) = budget.checked_sub(self.content.len()) else {
-            return Claimed::Unread(self.swept());
+            return self.swept().into();
         };
         *budget = rest;
         let (state, age) = (self.state(now), since(self.added_at, now));
         match Message::decode(&self.content) {
             Ok(message) => {
                 let delivery = Delivery::new(Position(self.position), LANE, message);
-                Claimed::Delivery(delivery.with_state(state).with_age(age))
+                delivery.with_state(state).with_age(age).into()
             }
             Err(error) => {
                 let failure = Failure::new("unreadable", &error.to_string());
                 let row = Unreadable::new(self.id(), LANE, failure);
-                Claimed::Unreadable(row.with_state(state, age))
+                row.with_state(state, age).into()
             }
         }
     }

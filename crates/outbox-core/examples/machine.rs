@@ -106,5 +106,5 @@ fn row(id: u64) -> Claimed {
     let message = Message::builder("orders").id(MessageId::from_bytes(bytes));
     let message = message.key(key.to_string()).payload("{}").build();
     let lane = Lane((key % u64::from(LANES.get())) as u16);
-    Claimed::Delivery(Delivery::new(Position(id), lane, message.expect("it is valid")))
+    Delivery::new(Position(id), lane, message.expect("it is valid")).into()
 }

@@ -72,7 +72,7 @@ fn reply(claim: &Claim<'_>, rows: u64) -> ClaimReply {
 fn row(at: u64) -> Claimed {
     let message = Message::builder("orders").id(id(at)).key("held").payload("{}").build();
     let delivery = Delivery::new(Position(at), Lane(0), message.expect("it is valid"));
-    Claimed::Delivery(delivery.with_state(state(at)))
+    delivery.with_state(state(at)).into()
 }
 
 fn id(at: u64) -> MessageId {

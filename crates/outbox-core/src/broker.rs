@@ -116,15 +116,15 @@ impl BrokerProfile {
 #[non_exhaustive]
 pub struct Outgoing {
     /// The delivery.
-    pub delivery: Delivery,
+    pub delivery: Box<Delivery>,
     /// The lease's end, less the longest undecided time and a margin.
     pub not_after: Instant,
 }
 
 impl Outgoing {
     /// `delivery` may be sent until `not_after`.
-    pub fn new(delivery: Delivery, not_after: Instant) -> Self {
-        Self { delivery, not_after }
+    pub fn new(delivery: impl Into<Box<Delivery>>, not_after: Instant) -> Self {
+        Self { delivery: delivery.into(), not_after }
     }
 
     /// Whether it is too late to send this message under its lease.

@@ -28,7 +28,7 @@ use rand::{Rng, SeedableRng};
 use self::circuit::Circuit;
 use self::claiming::{CatchUp, LaneRows};
 use self::horizon::Horizon;
-use self::keys::{Key, KeyId, Map};
+use self::keys::{Key, KeyId, Map, Rows};
 use self::leasing::Leases;
 use self::pace::Pace;
 use self::publishing::Batch;
@@ -207,7 +207,7 @@ pub enum Action {
     /// Read rows.
     Claim(Arc<ClaimOrder>),
     /// Publish a batch, each message no later than its time.
-    Publish(u64, Vec<(Delivery, Time)>),
+    Publish(u64, Vec<(Box<Delivery>, Time)>),
     /// Settle rows.
     Settle(u64, Arc<SettleOrder>),
     /// Give leases back; `true` when the worker leaves.
@@ -403,7 +403,7 @@ pub struct Machine {
     full: bool,
 
     /// Boxed: a map has up to twice the room that it needs, and there may be a million of them.
-    rows: Map<Position, Box<Row>>,
+    rows: Rows<Box<Row>>,
     keys: Map<KeyId, Key>,
     topics: Topics,
     loaded_rows: usize,
@@ -484,7 +484,7 @@ impl Machine {
             scan_after: Position::START,
             caught_up: false,
             full: false,
-            rows: Map::default(),
+            rows: Rows::default(),
             keys: Map::default(),
             topics,
             loaded_rows: 0,
@@ -657,7 +657,7 @@ impl Machine {
 
     /// Whether nothing is left that could be delivered now: held keys wait for an operator.
     fn is_idle(&self) -> bool {
-        let blocked = |key: &Key| key.queue.front().is_some_and(|head| self.is_held(*head));
+        let blocked = |key: &Key| key.queue.front().is_some_and(|head| self.is_held(head));
         self.caught_up
             && self.in_flight() == 0
             && self.unsettled.is_empty()

@@ -468,16 +468,36 @@ pub struct ClaimReply {
     pub server: u64,
 }
 
-/// A row that a claim read.
+/// A row that a claim read; made of what it is by `into()`.
+///
+/// Boxed, since a message is handed on some ten times before it is at the broker.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Claimed {
     /// A message.
-    Delivery(Delivery),
+    Delivery(Box<Delivery>),
     /// A row whose content did not fit the byte budget; it is asked for again by position.
     Unread(Swept),
     /// A row that does not hold a valid message.
-    Unreadable(Unreadable),
+    Unreadable(Box<Unreadable>),
+}
+
+impl From<Delivery> for Claimed {
+    fn from(delivery: Delivery) -> Self {
+        Self::Delivery(Box::new(delivery))
+    }
+}
+
+impl From<Swept> for Claimed {
+    fn from(row: Swept) -> Self {
+        Self::Unread(row)
+    }
+}
+
+impl From<Unreadable> for Claimed {
+    fn from(row: Unreadable) -> Self {
+        Self::Unreadable(Box::new(row))
+    }
 }
 
 impl Claimed {

@@ -108,7 +108,7 @@ impl Scene {
     fn reply(&self, claim: Claim<'_>) -> ClaimReply {
         let delivery = |position: &u64| {
             let (lane, message) = self.rows[position].clone();
-            Claimed::Delivery(Delivery::new(Position(*position), lane, message))
+            Claimed::from(Delivery::new(Position(*position), lane, message))
         };
         let mut reply = ClaimReply::default();
         reply.server = self.server;

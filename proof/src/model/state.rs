@@ -12,8 +12,8 @@ use outbox_core::machine::{
     Action, ClaimOrder, Input, KeepOrder, Machine, Settings, SettleOrder, Time,
 };
 use outbox_core::store::{
-    Backlog, ClaimReply, Claimed, KeepLeases, LaneRecord, Release, Settled, Standing,
-    StoreErrorKind, StoreProfile, Swept, Watched,
+    Backlog, ClaimReply, KeepLeases, LaneRecord, Release, Settled, Standing, StoreErrorKind,
+    StoreProfile, Swept, Watched,
 };
 use outbox_core::{Delivery, Lane, LeaseTable, Message, MessageId, Position, WorkerId};
 
@@ -289,7 +289,7 @@ impl State {
         }
     }
 
-    fn publish(&mut self, index: usize, batch: u64, all: &[(Delivery, Time)]) {
+    fn publish(&mut self, index: usize, batch: u64, all: &[(Box<Delivery>, Time)]) {
         let lane = self.lane(index);
         let Some(worker) = &mut self.workers[index] else { return };
         if lane.owner != Some(worker.me) || lane.expired {
@@ -375,7 +375,7 @@ impl State {
                 break;
             }
             reply.covered = position;
-            reply.rows.push(Claimed::Delivery(delivery(position, row)));
+            reply.rows.push(delivery(position, row).into());
         }
         reply
     }
@@ -391,7 +391,7 @@ impl State {
                 reply.watched.push(Watched::new(id, row.state));
             }
             if claim.fetch.contains(&position) {
-                reply.rows.push(Claimed::Delivery(delivery(position, row)));
+                reply.rows.push(delivery(position, row).into());
             }
         }
         for id in self.rows.keys().map(|id| Position(*id)) {

@@ -290,7 +290,7 @@ impl<'a> Run<'a> {
         self.tasks.spawn(task.instrument(span));
     }
 
-    fn publish(&mut self, batch: u64, deliveries: Vec<(Delivery, Time)>) {
+    fn publish(&mut self, batch: u64, deliveries: Vec<(Box<Delivery>, Time)>) {
         let broker = Arc::clone(&self.shell.broker);
         let outcomes = Outcomes::new(deliveries.len(), Arc::clone(&self.arrived));
         self.outcomes.insert(batch, outcomes.clone());

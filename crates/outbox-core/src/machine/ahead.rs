@@ -8,7 +8,7 @@
 use std::hint::black_box;
 
 use super::Machine;
-use super::keys::KeyId;
+use super::keys::{KeyId, Queue};
 use crate::delivery::Position;
 
 /// So many messages are looked at together.
@@ -20,7 +20,7 @@ impl Machine {
         let mut keys = [None; AHEAD];
         keys.iter_mut().zip(ids).for_each(|(key, id)| *key = self.keys.get(&id));
         let queues = keys.map(|key| key.map(|key| &key.queue));
-        self.look_at_rows(queues.into_iter().flatten().filter_map(|queue| queue.front().copied()));
+        self.look_at_rows(queues.into_iter().flatten().filter_map(Queue::front));
     }
 
     /// Rows, and what they have of their contents. At most [`AHEAD`] are looked at.

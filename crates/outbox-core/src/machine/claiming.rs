@@ -193,8 +193,8 @@ impl Machine {
             if key.place != Place::Thirsty {
                 continue;
             }
-            let loaded = |position: &Position| {
-                self.rows.get(position).is_some_and(|row| row.content.is_some())
+            let loaded = |position: Position| {
+                self.rows.get(&position).is_some_and(|row| row.content.is_some())
             };
             if key.queue.front().is_some_and(loaded) {
                 self.place(id, now);
@@ -214,11 +214,11 @@ impl Machine {
             let ahead = if probing || topic.is_congested() { 1 } else { self.settings.key_buffer };
             let mut some = false;
             for position in key.queue.iter().take(ahead) {
-                let Some(row) = self.rows.get(position) else { continue };
+                let Some(row) = self.rows.get(&position) else { continue };
                 if row.content.is_some() || row.unreadable.is_some() {
                     continue;
                 }
-                if !take(*position, row.bytes, &mut order.fetch) {
+                if !take(position, row.bytes, &mut order.fetch) {
                     break;
                 }
                 some = true;
@@ -680,12 +680,12 @@ impl Machine {
     fn admit(&mut self, claimed: Claimed, now: Time) {
         match claimed {
             Claimed::Delivery(delivery) => self.admit_delivery(delivery, now),
-            Claimed::Unreadable(unreadable) => self.admit_unreadable(unreadable, now),
+            Claimed::Unreadable(unreadable) => self.admit_unreadable(*unreadable, now),
             Claimed::Unread(row) => self.note_unread(&row),
         }
     }
 
-    fn admit_delivery(&mut self, delivery: Delivery, now: Time) {
+    fn admit_delivery(&mut self, delivery: Box<Delivery>, now: Time) {
         let topic = self.topics.id(delivery.message.topic());
         let id = delivery.message.id();
         let key = KeyId::new(topic, delivery.message.key(), id);
@@ -712,7 +712,7 @@ impl Machine {
         if !blocked && self.keeps_content(key, topic, now) {
             self.loaded_rows += 1;
             self.loaded_bytes += row.bytes;
-            row.content = Some(Box::new(delivery));
+            row.content = Some(delivery);
         }
         self.rows.insert(position, Box::new(row));
         self.queue_or_bar(position, lane, now);
@@ -720,7 +720,8 @@ impl Machine {
 
     /// The gate of a row that may be taken in, as far as its topic is known.
     fn key_of(&self, row: &Claimed) -> Option<KeyId> {
-        let Claimed::Delivery(Delivery { message, .. }) = row else { return None };
+        let Claimed::Delivery(delivery) = row else { return None };
+        let message = &delivery.message;
         let topic = self.topics.known(message.topic())?;
         Some(KeyId::new(topic, message.key(), message.id()))
     }
@@ -758,14 +759,14 @@ impl Machine {
             return false;
         }
         let Some(key) = self.keys.get(&id) else { return true };
-        let Some(head) = key.queue.front().and_then(|head| self.rows.get(head)) else {
+        let Some(head) = key.queue.front().and_then(|head| self.rows.get(&head)) else {
             return true;
         };
         let blocked = head.state.held
             || head.phase == Phase::Writing
             || head.parked_until.is_some_and(|until| until > now);
         // The content of a queue is loaded from its head on, without gaps.
-        let gap = key.queue.back().and_then(|tail| self.rows.get(tail));
+        let gap = key.queue.back().and_then(|tail| self.rows.get(&tail));
         let gap = gap.is_some_and(|tail| tail.content.is_none());
         !blocked && !gap && key.queue.len() < self.settings.key_buffer
     }
@@ -814,25 +815,25 @@ impl Machine {
         let Some(row) = self.rows.get_mut(&position) else { return };
         row.phase = Phase::Queued;
         let (id, topic, lane) = (row.key, row.topic, row.lane);
-        self.keys.entry(id).or_insert_with(|| Key::new(topic, lane)).insert(position);
+        self.keys.entry(id).or_insert_with(|| Key::new(topic, lane)).queue.insert(position);
         self.place(id, now);
     }
 
-    pub(super) fn load(&mut self, position: Position, delivery: Delivery) {
+    pub(super) fn load(&mut self, position: Position, delivery: Box<Delivery>) {
         if let Some(row) = self.rows.get_mut(&position)
             && row.content.is_none()
         {
             row.bytes = delivery.message.size();
             self.loaded_rows += 1;
             self.loaded_bytes += row.bytes;
-            row.content = Some(Box::new(delivery));
+            row.content = Some(delivery);
         }
     }
 
     /// Gives up the content of a key's rows beyond the first `keep`.
     pub(super) fn strip(&mut self, id: KeyId, keep: usize) {
         let Some(key) = self.keys.get(&id) else { return };
-        let rows: Vec<Position> = key.queue.iter().skip(keep).copied().collect();
+        let rows: Vec<Position> = key.queue.iter().skip(keep).collect();
         rows.into_iter().for_each(|position| self.unload(position));
     }
 
@@ -860,7 +861,7 @@ impl Machine {
             lane.barred.remove(&position);
         }
         if let Some(key) = self.keys.get_mut(&row.key) {
-            key.remove(position);
+            key.queue.remove(position);
             self.place(row.key, now);
         }
     }

@@ -67,7 +67,7 @@ impl Machine {
     pub(super) fn place(&mut self, id: KeyId, now: Time) {
         let Some(key) = self.keys.get_mut(&id) else { return };
         let before = std::mem::replace(&mut key.place, Place::Nowhere);
-        let Some(head) = key.queue.front().copied() else {
+        let Some(head) = key.queue.front() else {
             if key.outstanding == 0 {
                 self.keys.remove(&id);
             }
@@ -193,7 +193,7 @@ impl Machine {
         &mut self,
         limit: usize,
         entries: &mut Vec<Option<Entry>>,
-        deliveries: &mut Vec<(Delivery, Time)>,
+        deliveries: &mut Vec<(Box<Delivery>, Time)>,
         now: Time,
     ) {
         let bytes_share = self.bytes_share();
@@ -256,9 +256,9 @@ impl Machine {
     }
 
     /// Takes the head of a key's queue to the broker, if it is loaded and nothing holds it.
-    fn offer_head(&mut self, id: KeyId, now: Time) -> Option<(Entry, Delivery)> {
+    fn offer_head(&mut self, id: KeyId, now: Time) -> Option<(Entry, Box<Delivery>)> {
         let key = self.keys.get_mut(&id)?;
-        let position = *key.queue.front()?;
+        let position = key.queue.front()?;
         let row = self.rows.get_mut(&position)?;
         let free = row.phase == Phase::Queued
             && !row.state.held
@@ -274,7 +274,7 @@ impl Machine {
             let delivered = Delivered::new(RowId::new(position, row.id), Receipt::default());
             self.unsettled.acknowledged(delivered, row.lane, now);
         }
-        Some((entry, *delivery))
+        Some((entry, delivery))
     }
 
     // ---- answers -------------------------------------------------------------------------------
@@ -435,7 +435,8 @@ impl Machine {
         row.phase = Phase::Queued;
         row.epoch = epoch;
         let (topic, lane) = (row.topic, row.lane);
-        self.keys.entry(entry.key).or_insert_with(|| Key::new(topic, lane)).insert(entry.position);
+        let key = self.keys.entry(entry.key).or_insert_with(|| Key::new(topic, lane));
+        key.queue.insert(entry.position);
     }
 
     /// What becomes of a message after a failure that counts.

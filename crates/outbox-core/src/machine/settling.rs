@@ -262,7 +262,7 @@ impl Machine {
         row.phase = Phase::Acknowledged;
         let id = row.key;
         if let Some(key) = self.keys.get_mut(&id) {
-            key.remove(position);
+            key.queue.remove(position);
         }
         self.watched.remove(&position);
         self.forget_settled(vec![position]);

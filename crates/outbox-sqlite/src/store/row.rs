@@ -62,14 +62,14 @@ pub(super) fn read_swept(row: &SqliteRow) -> Result<Swept, StoreError> {
 pub(super) fn read(row: &SqliteRow) -> Result<Claimed, StoreError> {
     let position = Position(number(row, 0)?);
     if number(row, 1)? == 0 {
-        return Ok(Claimed::Unread(Swept::new(position, LANE, fit(row, 2)?)));
+        return Ok(Swept::new(position, LANE, fit(row, 2)?).into());
     }
     let age = Duration::from_micros(number(row, 9)?);
     let state = read_state(row, 10)?;
     let why = match read_message(row, 3) {
         Ok(message) => {
             let delivery = Delivery::new(position, LANE, message);
-            return Ok(Claimed::Delivery(delivery.with_state(state).with_age(age)));
+            return Ok(delivery.with_state(state).with_age(age).into());
         }
         Err(why) => why,
     };
@@ -78,7 +78,7 @@ pub(super) fn read(row: &SqliteRow) -> Result<Claimed, StoreError> {
     let key = bytes(row, 5)?.map(<[u8]>::to_vec);
     let id = RowId::new(position, message_id);
     let unreadable = Unreadable::new(id, LANE, Failure::new(UNREADABLE, why));
-    Ok(Claimed::Unreadable(unreadable.with_destination(topic, key).with_state(state, age)))
+    Ok(unreadable.with_destination(topic, key).with_state(state, age).into())
 }
 
 /// The message in the six columns from `first` on: message id, topic, key, partition, headers,

@@ -82,7 +82,7 @@ pub(crate) fn id_of(delivery: &Delivery) -> RowId {
 
 pub(crate) fn deliveries(reply: ClaimReply) -> Vec<Delivery> {
     let rows = reply.rows.into_iter();
-    rows.filter_map(|row| if let Claimed::Delivery(d) = row { Some(d) } else { None }).collect()
+    rows.filter_map(|row| if let Claimed::Delivery(d) = row { Some(*d) } else { None }).collect()
 }
 
 pub(crate) async fn run(

@@ -22,7 +22,7 @@ impl Conduct {
     pub(super) fn publishes(
         &mut self,
         batch: u64,
-        all: &[(Delivery, Time)],
+        all: &[(Box<Delivery>, Time)],
         cap: usize,
     ) -> Vec<String> {
         let mut wrong = Vec::new();

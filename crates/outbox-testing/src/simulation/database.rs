@@ -128,7 +128,7 @@ impl Database {
                 bytes += size;
                 if bytes > claim.bytes && count > 0 {
                     let unread = Swept::new(position, row.lane, size);
-                    reply.rows.push(Claimed::Unread(unread));
+                    reply.rows.push(unread.into());
                 } else {
                     reply.rows.push(self.delivery(position, row, now));
                 }
@@ -179,7 +179,7 @@ impl Database {
             bytes += row.message.size();
             if bytes > claim.bytes && claim.fetch.len() > 1 {
                 let unread = Swept::new(*position, row.lane, row.message.size());
-                reply.rows.push(Claimed::Unread(unread));
+                reply.rows.push(unread.into());
             } else {
                 reply.rows.push(self.delivery(*position, row, now));
             }
@@ -198,10 +198,10 @@ impl Database {
     }
 
     fn delivery(&self, position: Position, row: &Row, now: Duration) -> Claimed {
-        let delivery = Delivery::new(position, row.lane, row.message.clone())
+        Delivery::new(position, row.lane, row.message.clone())
             .with_state(self.state(row, now))
-            .with_age(self.now(now).saturating_sub(row.added));
-        Claimed::Delivery(delivery)
+            .with_age(self.now(now).saturating_sub(row.added))
+            .into()
     }
 
     fn state(&self, row: &Row, now: Duration) -> RowState {

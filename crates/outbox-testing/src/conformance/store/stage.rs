@@ -197,7 +197,7 @@ pub(super) fn failed(row: &Delivery, lease: Lease, attempts: u32, how: Settlemen
 
 pub(super) fn delivery(row: Claimed) -> Delivery {
     match row {
-        Claimed::Delivery(delivery) => delivery,
+        Claimed::Delivery(delivery) => *delivery,
         other => panic!("not a delivery: {other:?}"),
     }
 }

@@ -16,7 +16,7 @@ impl World {
         index: usize,
         life: u64,
         batch: u64,
-        all: Vec<(Delivery, Time)>,
+        all: Vec<(Box<Delivery>, Time)>,
     ) {
         let undecided = self.plan.settings.undecided;
         self.judge_publish(index, batch, &all);
@@ -50,7 +50,7 @@ impl World {
         self.broker_down > 0 || self.workers[index].cut
     }
 
-    fn judge_publish(&mut self, index: usize, batch: u64, all: &[(Delivery, Time)]) {
+    fn judge_publish(&mut self, index: usize, batch: u64, all: &[(Box<Delivery>, Time)]) {
         let Some(me) = self.workers[index].id else { return };
         let cap = self.plan.settings.rows_in_flight;
         for text in self.workers[index].conduct.publishes(batch, all, cap) {
@@ -75,7 +75,7 @@ impl World {
         life: u64,
         batch: u64,
         number: usize,
-        delivery: Delivery,
+        delivery: Box<Delivery>,
         not_after: Time,
     ) {
         // A worker that stands still does not hand over; one that crashed never will.

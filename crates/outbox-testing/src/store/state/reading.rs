@@ -92,24 +92,22 @@ impl Row {
 
     fn claimed(&self, position: Position, budget: &mut usize, now: Duration) -> Claimed {
         let Some(rest) = budget.checked_sub(self.message.size()) else {
-            return Claimed::Unread(self.swept(position));
+            return self.swept(position).into();
         };
         *budget = rest;
         let age = now.saturating_sub(self.added_at);
         if self.garbled {
             let id = RowId::new(position, self.message.id());
             let failure = Failure::new("unreadable", "the row does not hold a valid message");
-            return Claimed::Unreadable(
-                Unreadable::new(id, self.lane, failure)
-                    .with_destination(self.message.topic(), self.message.key().map(<[u8]>::to_vec))
-                    .with_state(self.state(now), age),
-            );
+            return Unreadable::new(id, self.lane, failure)
+                .with_destination(self.message.topic(), self.message.key().map(<[u8]>::to_vec))
+                .with_state(self.state(now), age)
+                .into();
         }
-        Claimed::Delivery(
-            Delivery::new(position, self.lane, self.message.clone())
-                .with_state(self.state(now))
-                .with_age(age),
-        )
+        Delivery::new(position, self.lane, self.message.clone())
+            .with_state(self.state(now))
+            .with_age(age)
+            .into()
     }
 }
 
