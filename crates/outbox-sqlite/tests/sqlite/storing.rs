@@ -129,11 +129,18 @@ async fn settling_and_purging_fail_no_writer() -> Result<()> {
     let store = lab.store.clone();
     let relay = tokio::spawn(async move {
         let start = Instant::now();
-        store.settle(Settle::new(&rows, &[]).archive(true)).await?;
+        // SQLite gives no turns: beside a writer without pauses it is the relay that may wait in
+        // vain. Then it comes again, as a dispatcher does.
+        let settle = Settle::new(&rows, &[]).archive(true);
+        while let Err(error) = store.settle(settle).await {
+            ensure!(error.kind() == StoreErrorKind::Conflict, error);
+        }
         let settled = start.elapsed();
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let purged = store.purge(Purge::new(Duration::ZERO, u32::MAX)).await?;
-        Ok::<_, outbox_core::store::StoreError>((settled, purged))
+        while let Err(error) = store.purge(Purge::new(Duration::ZERO, u32::MAX)).await {
+            ensure!(error.kind() == StoreErrorKind::Conflict, error);
+        }
+        Ok(settled)
     });
     let mut connection = lab.connect().await?;
     let (mut written, mut longest) = (0, Duration::ZERO);
@@ -144,11 +151,12 @@ async fn settling_and_purging_fail_no_writer() -> Result<()> {
         tx.commit().await?;
         (written, longest) = (written + 1, longest.max(start.elapsed()));
     }
-    let (settled, purged) = relay.await??;
+    let settled = relay.await??;
     println!(
         "{ROWS} rows archived in {settled:?}; {written} writes meanwhile, longest {longest:?}"
     );
-    assert_eq!(purged, ROWS as u64);
+    let archived = "SELECT COUNT(*) FROM outbox_delivered";
+    assert_eq!(number(&mut connection, archived).await?, 0);
     assert_eq!(lab.pending().await?.len(), written);
     Ok(())
 }
