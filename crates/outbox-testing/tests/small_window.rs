@@ -1,10 +1,12 @@
-//! A relay with a small window gains a lane while a backlog stands.
+//! A relay with a small window: it gains a lane while a backlog stands, and publishes large messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::num::NonZeroU16;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outbox_core::broker::BrokerProfile;
+use async_trait::async_trait;
+use outbox_core::broker::{Broker, BrokerProfile, Outcomes, Outgoing, PublishError};
 use outbox_core::store::{KeepLeases, Release, TakeOver};
 use outbox_core::{Dispatcher, Lane, Lease, Message, Store, WorkerId};
 use outbox_testing::{Fault, FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
@@ -93,4 +95,57 @@ async fn they_do_while_a_key_waits_for_its_content() {
 async fn they_do_while_a_message_gets_no_answer() {
     let took = time_to_catch_up(8_000, std::iter::once(SILENT)).await;
     assert!(took < SOON, "{took:?}");
+}
+
+/// Notes what each publish holds.
+#[derive(Debug)]
+struct Weighing {
+    broker: MemoryBroker,
+    publishes: Arc<Mutex<Vec<usize>>>,
+}
+
+#[async_trait]
+impl Broker for Weighing {
+    fn profile(&self) -> BrokerProfile {
+        self.broker.profile()
+    }
+
+    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+        let bytes = batch.iter().map(|outgoing| outgoing.delivery.message.size()).sum();
+        self.publishes.lock().unwrap().push(bytes);
+        self.broker.publish(batch, outcomes).await;
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        self.broker.check().await
+    }
+
+    async fn close(&self, within: Duration) {
+        self.broker.close(within).await;
+    }
+}
+
+/// Answered messages are in memory until the last one of their publish is answered, though they are
+/// not counted as in flight any more.
+#[tokio::test(start_paused = true)]
+async fn one_publish_takes_an_eighth_of_the_bytes_in_flight_at_most() {
+    const PAYLOAD: usize = 50_000;
+    const BYTES: usize = 40 * PAYLOAD;
+    let (store, broker) = (MemoryStore::with_lanes(LANES), MemoryBroker::new());
+    let publishes = Arc::default();
+    let weighing = Weighing { broker: broker.clone(), publishes: Arc::clone(&publishes) };
+    let mut tx = store.begin();
+    for key in 0..200 {
+        let large = Message::builder("orders").key(key.to_string()).payload([7; PAYLOAD]);
+        store.outbox().add(&mut tx, large.build().unwrap()).await.unwrap();
+    }
+    tx.commit();
+    let dispatcher = Dispatcher::builder(store, weighing).bytes_in_flight(BYTES).build().unwrap();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    broker.wait_for(200).await;
+    running.abort();
+    let heaviest = *publishes.lock().unwrap().iter().max().unwrap();
+    // What is beyond an eighth is the last message.
+    assert!(heaviest <= BYTES / 8 + PAYLOAD + 1_000, "{heaviest}");
+    assert!(heaviest > BYTES / 10, "{heaviest}");
 }

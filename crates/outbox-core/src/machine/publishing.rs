@@ -17,6 +17,9 @@ use crate::store::{Delivered, Failed};
 
 /// Messages of one publish at most.
 const BATCH_ROWS: usize = 4_000;
+/// The part of the bytes in flight that one publish may take: what was answered is in memory, and
+/// not counted any more, until the last message of its publish is answered.
+const BATCH_SHARE: usize = 8;
 /// A publish that the window would cut short waits for more room, so long after the last one.
 const GATHER: Duration = Duration::from_millis(50);
 /// Messages that were certainly not sent are offered again on this schedule: as long as their
@@ -188,7 +191,8 @@ impl Machine {
         self.published_at + GATHER
     }
 
-    /// Takes up to `limit` messages whose turn it is.
+    /// Takes up to `limit` messages whose turn it is, and no more bytes than one publish may hold
+    /// but for the last message.
     fn choose(
         &mut self,
         limit: usize,
@@ -197,8 +201,10 @@ impl Machine {
         now: Time,
     ) {
         let bytes_share = self.bytes_share();
+        let room = self.settings.bytes_in_flight / BATCH_SHARE;
+        let mut bytes = 0;
         let mut looked_at = 0;
-        while entries.len() < limit {
+        while entries.len() < limit && bytes <= room {
             if looked_at == 0 {
                 self.look_at_keys(self.ready.iter().map(|(id, _)| *id));
                 looked_at = AHEAD;
@@ -226,8 +232,9 @@ impl Machine {
                 continue;
             }
             let gate = if seeded!("no-gate") { usize::MAX } else { self.settings.in_key_window };
-            while entries.len() < limit && self.keys[&id].outstanding < gate {
+            while entries.len() < limit && bytes <= room && self.keys[&id].outstanding < gate {
                 let Some((entry, delivery)) = self.offer_head(id, now) else { break };
+                bytes += entry.bytes;
                 entries.push(Some(entry));
                 deliveries.push((delivery, not_after));
             }
