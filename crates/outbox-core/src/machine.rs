@@ -28,7 +28,7 @@ use rand::{Rng, SeedableRng};
 use self::circuit::Circuit;
 use self::claiming::{CatchUp, LaneRows};
 use self::horizon::Horizon;
-use self::keys::{Key, KeyId, Map, Rows};
+use self::keys::{Key, KeyId, Map};
 use self::leasing::Leases;
 use self::pace::Pace;
 use self::publishing::Batch;
@@ -403,7 +403,7 @@ pub struct Machine {
     full: bool,
 
     /// Boxed: a map has up to twice the room that it needs, and there may be a million of them.
-    rows: Rows<Box<Row>>,
+    rows: Map<Position, Box<Row>>,
     keys: Map<KeyId, Key>,
     topics: Topics,
     loaded_rows: usize,
@@ -484,7 +484,7 @@ impl Machine {
             scan_after: Position::START,
             caught_up: false,
             full: false,
-            rows: Rows::default(),
+            rows: Map::default(),
             keys: Map::default(),
             topics,
             loaded_rows: 0,

@@ -468,7 +468,7 @@ pub struct ClaimReply {
     pub server: u64,
 }
 
-/// A row that a claim read; made of what it is by `into()`.
+/// A row that a claim read; made by `into()` from a [`Delivery`], a [`Swept`] or an [`Unreadable`].
 ///
 /// Boxed, since a message is handed on some ten times before it is at the broker.
 #[derive(Debug, Clone)]

@@ -67,7 +67,8 @@ impl DispatcherBuilder {
         self
     }
 
-    /// Sets how many bytes of content are held in memory.
+    /// Sets how many bytes of content are held in memory. One publish takes an eighth of them, or one
+    /// message.
     pub fn bytes_in_flight(mut self, bytes: usize) -> Self {
         self.settings.bytes_in_flight = bytes;
         self

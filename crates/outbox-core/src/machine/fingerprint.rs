@@ -1,10 +1,9 @@
 //! What tells one state of the machine from another: for model checking.
 
-use std::collections::HashMap;
 use std::fmt::{self, Debug, Write};
 use std::hash::{DefaultHasher, Hasher};
 
-use super::Machine;
+use super::{Machine, Map};
 
 impl Machine {
     /// A hash of all that decides what the machine does next, apart from the jitter to come.
@@ -56,7 +55,7 @@ impl Machine {
     }
 }
 
-fn sorted<K: Ord + Debug, V: Debug, S>(text: &mut Text, map: &HashMap<K, V, S>) -> fmt::Result {
+fn sorted<K: Ord + Debug, V: Debug>(text: &mut Text, map: &Map<K, V>) -> fmt::Result {
     let mut entries: Vec<(&K, &V)> = map.iter().collect();
     entries.sort_unstable_by_key(|(key, _)| *key);
     write!(text, "{entries:?}")

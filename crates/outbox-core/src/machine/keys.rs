@@ -12,10 +12,17 @@ use crate::seeded::seeded;
 /// Hash maps of numbers that iterate in the same order in every run: a simulated seed must replay.
 pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
 
-/// Hashes a number by one multiplication; the maps are asked some thirty times for each message.
-/// The numbers are positions, lanes, and hashes of keys, none of which an outsider chooses.
+/// Hashes the block of a number by one multiplication, and keeps its place within the block: the maps
+/// are asked some thirty times for each message, and neighbouring positions, which come, are asked
+/// for and go together, share what the processor fetches from memory. The numbers are positions,
+/// lanes, and hashes of keys, none of which an outsider chooses.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Mix(u64);
+
+impl Mix {
+    /// As many places as a map compares at once.
+    const BLOCK: u64 = 16;
+}
 
 impl Hasher for Mix {
     fn finish(&self) -> u64 {
@@ -35,41 +42,13 @@ impl Hasher for Mix {
     }
 
     fn write_u64(&mut self, number: u64) {
+        let (block, place) = (number / Self::BLOCK, number % Self::BLOCK);
         // Both halves of the product, since the map uses the low bits and the high ones.
-        let product = u128::from(self.0 ^ number ^ 0x2545_f491_4f6c_dd1d)
+        let product = u128::from(self.0 ^ block ^ 0x2545_f491_4f6c_dd1d)
             * u128::from(0x9e37_79b9_7f4a_7c15_u64);
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
-}
-
-/// Rows by position. Neighbours lie side by side, since they come, are asked for and go together:
-/// so that many of them share what the processor fetches from memory.
-pub(super) type Rows<V> = HashMap<Position, V, BuildHasherDefault<Neighbours>>;
-
-/// Hashes the block of a position as [`Mix`] would, and keeps its place within the block.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Neighbours(u64);
-
-impl Neighbours {
-    /// As many places as the map compares at once.
-    const BLOCK: u64 = 16;
-}
-
-impl Hasher for Neighbours {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        let mut block = Mix(self.0);
-        block.write_u64(number / Self::BLOCK);
-        let place = number % Self::BLOCK;
-        // The low bits are the place in the map; by the highest ones it tells entries apart.
-        self.0 = (block.finish() / Self::BLOCK * Self::BLOCK + place) ^ place << 58;
+        let mixed = (product >> 64) as u64 ^ product as u64;
+        // Its low bits are the place in the map, and by its highest ones it tells entries apart.
+        self.0 = (mixed / Self::BLOCK * Self::BLOCK + place) ^ (place << 58);
     }
 }
 
@@ -230,7 +209,7 @@ mod tests {
     #[test]
     fn neighbours_lie_side_by_side_and_far_ones_anywhere() {
         let hash = |position: u64| {
-            let mut hasher = Neighbours::default();
+            let mut hasher = Mix::default();
             Position(position).hash(&mut hasher);
             hasher.finish()
         };

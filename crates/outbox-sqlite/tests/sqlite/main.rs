@@ -7,7 +7,7 @@ mod inbox;
 mod properties;
 mod storing;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use outbox_core::Message;
 use outbox_core::delivery::{Lane, Position, RowId};
 use outbox_core::store::{Claim, ClaimReply, Claimed, Page};

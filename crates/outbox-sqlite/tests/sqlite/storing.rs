@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use outbox_core::delivery::{Receipt, WorkerId};
 use outbox_core::store::{Delivered, KeepLeases, Purge, Settle, StoreErrorKind};
 use tokio::time::Instant;
@@ -126,7 +127,8 @@ async fn acknowledged(lab: &Lab) -> Result<Vec<Delivered>> {
 async fn settling_and_purging_fail_no_writer() -> Result<()> {
     let lab = Lab::new().await?;
     let rows = acknowledged(&lab).await?;
-    let store = lab.store.clone();
+    let (store, mut archive) = (lab.store.clone(), lab.connect().await?);
+    let archived = "SELECT COUNT(*) FROM outbox_delivered";
     let relay = tokio::spawn(async move {
         let start = Instant::now();
         // SQLite gives no turns: beside a writer without pauses it is the relay that may wait in
@@ -136,6 +138,7 @@ async fn settling_and_purging_fail_no_writer() -> Result<()> {
             ensure!(error.kind() == StoreErrorKind::Conflict, error);
         }
         let settled = start.elapsed();
+        ensure!(number(&mut archive, archived).await? == ROWS as i64, "not all are archived");
         tokio::time::sleep(Duration::from_millis(20)).await;
         while let Err(error) = store.purge(Purge::new(Duration::ZERO, u32::MAX)).await {
             ensure!(error.kind() == StoreErrorKind::Conflict, error);
@@ -155,7 +158,6 @@ async fn settling_and_purging_fail_no_writer() -> Result<()> {
     println!(
         "{ROWS} rows archived in {settled:?}; {written} writes meanwhile, longest {longest:?}"
     );
-    let archived = "SELECT COUNT(*) FROM outbox_delivered";
     assert_eq!(number(&mut connection, archived).await?, 0);
     assert_eq!(lab.pending().await?.len(), written);
     Ok(())
