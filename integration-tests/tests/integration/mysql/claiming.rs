@@ -93,12 +93,15 @@ on_both! {
                 (what, rows.map(|d| (d.position, d.lane, d.state, d.message)).collect::<Vec<_>>())
             };
             let before = told(before);
-            for polls in 1.. {
+            let mut polls = 1;
+            loop {
                 let dropped = outbox_testing::drop_after(polls, page()).await.is_none();
                 assert_eq!(told(page().await?), before, "after {polls} polls");
-                assert!(dropped || polls > 1, "the first page arrived at once");
-                if !dropped {
-                    break;
+                // On a busy machine a page may be there at the first poll: then it is dropped again.
+                match dropped {
+                    true => polls += 1,
+                    false if polls > 1 => break,
+                    false => {}
                 }
             }
         }
