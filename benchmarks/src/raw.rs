@@ -35,6 +35,8 @@ use crate::{
 const PAGE: usize = 4_000;
 /// The longest list of a delete: MariaDB makes a temporary table of longer ones.
 const LIST: usize = 900;
+/// So many neighbours are deleted by a range.
+const RUN: usize = 8;
 /// Messages at the producer; more do not make it faster.
 const WINDOW: usize = 20_000;
 /// How long a deleter waits for a full list.
@@ -97,11 +99,30 @@ pub(crate) struct Stages {
     pub(crate) ids: bool,
     /// The binary log keeps only the key of a deleted row.
     pub(crate) keys_only: bool,
+    /// Runs of ids are deleted by ranges, the lowest ids first.
+    pub(crate) ranges: bool,
 }
 
 fn delete_text(ids: &[u64]) -> String {
     let list: Vec<String> = ids.iter().map(u64::to_string).collect();
     format!("DELETE FROM outbox WHERE id IN ({})", list.join(","))
+}
+
+/// Runs as ranges, all else as a list.
+fn range_text(ids: &[u64]) -> String {
+    let (mut arms, mut alone) = (vec![], vec![]);
+    for run in ids.chunk_by(|id, next| id + 1 == *next) {
+        match run {
+            [first, .., last] if run.len() >= RUN => {
+                arms.push(format!("id BETWEEN {first} AND {last}"));
+            }
+            _ => alone.extend(run.iter().map(u64::to_string)),
+        }
+    }
+    if !alone.is_empty() {
+        arms.push(format!("id IN ({})", alone.join(",")));
+    }
+    format!("DELETE FROM outbox WHERE {}", arms.join(" OR "))
 }
 
 /// What was acknowledged and not deleted yet.
@@ -272,6 +293,9 @@ pub(crate) async fn overlapped<T>(
                 }
                 let mut list: Vec<u64> = {
                     let mut ids = acked.ids.lock().unwrap_or_else(PoisonError::into_inner);
+                    if stages.ranges {
+                        ids.make_contiguous().sort_unstable();
+                    }
                     let count = ids.len().min(LIST);
                     ids.drain(..count).collect()
                 };
@@ -280,7 +304,8 @@ pub(crate) async fn overlapped<T>(
                 }
                 list.sort_unstable();
                 deleted.fetch_add(list.len(), Ordering::Release);
-                run(&mut connection, &delete_text(&list)).await?;
+                let text = if stages.ranges { range_text(&list) } else { delete_text(&list) };
+                run(&mut connection, &text).await?;
             }
             anyhow::Ok(())
         }));

@@ -23,7 +23,7 @@ pub(crate) const PARTITIONS: i32 = 8;
 /// Connections that delete: one more was no faster.
 pub(crate) const DELETERS: usize = 2;
 /// What our relay does by default.
-pub(crate) const USUAL: Stages = Stages { ids: true, keys_only: false };
+pub(crate) const USUAL: Stages = Stages { ids: true, keys_only: false, ranges: false };
 const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
@@ -55,10 +55,15 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     let keys_only = Stages { keys_only: true, ..USUAL };
     let brief = sides(lab, &site, kafka, rows, lab.pick(1, 2), keys_only).await?;
     site.let_relay_log_keys_only(false).await?;
-    let mut bare = Runs::default();
+    let (mut bare, mut by_ranges) = (Runs::default(), Runs::default());
     for _ in 0..lab.pick(1, 2) {
-        let stages = Stages { ids: false, ..USUAL };
-        bare.push(per_second(rows, overlapped(lab, &site, kafka, rows, stages).await?.0));
+        let others = [
+            (&mut bare, Stages { ids: false, ..USUAL }),
+            (&mut by_ranges, Stages { ranges: true, ..USUAL }),
+        ];
+        for (runs, stages) in others {
+            runs.push(per_second(rows, overlapped(lab, &site, kafka, rows, stages).await?.0));
+        }
     }
     let stages = stages(lab, &site, kafka, rows).await?;
     let loops = loops(lab, &site, kafka, rows).await?;
@@ -75,6 +80,7 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     ];
     let relative = |runs: &Runs| share(runs.median() / ours.median());
     let others = [
+        ("limit, runs of ids deleted by ranges, as ours are", by_ranges),
         ("limit, records without the message's id", bare),
         ("outbox, the binary log keeps only keys of deleted rows", brief.ours),
         ("limit, the same", brief.limit),

@@ -128,8 +128,8 @@ enum Form {
     Ids(usize),
     /// The same in no order.
     Shuffled,
-    /// With `message_id IN (..)`, by our store.
-    Ours,
+    /// With `message_id IN (..)`, by our store, in runs of so many neighbours.
+    Ours(usize),
     /// One range of so many.
     Range(usize),
     /// `(id, message_id) IN (..)`.
@@ -144,7 +144,10 @@ const FORMS: &[(&str, Form, usize, bool)] = &[
     ("`id IN` of 5,000", Form::Ids(5_000), 1, false),
     ("`id IN` of 900, in no order", Form::Shuffled, 1, false),
     ("a range of 900 (unsafe: takes rows nobody published)", Form::Range(900), 1, false),
-    ("**ours: and `message_id IN`**", Form::Ours, 1, false),
+    ("**ours: and `message_id IN`, no neighbours**", Form::Ours(1), 1, false),
+    ("**ours, runs of 16**", Form::Ours(16), 1, false),
+    ("**ours, runs of 100**", Form::Ours(100), 1, false),
+    ("**ours, runs of 900**", Form::Ours(900), 1, false),
     ("pairs of id and message id", Form::Pairs, 1, false),
     ("`id IN` of 900, two connections", Form::Ids(900), 2, false),
     ("`id IN` of 900, four connections", Form::Ids(900), 4, false),
@@ -163,7 +166,7 @@ async fn deletes(lab: &Lab, site: &Site, rows: usize, page: &mut Page) -> Result
             site.fill("statements", Backlog::of(rows)).await?;
             let before = lab.cpu(site.engine).await?;
             let took = match form {
-                Form::Ours => settle(site, rows).await?,
+                Form::Ours(run) => settle(site, rows, *run).await?,
                 _ => delete(site, rows, *form, *connections, *minimal).await?,
             };
             cpu += lab.cpu(site.engine).await? - before;
@@ -177,11 +180,18 @@ async fn deletes(lab: &Lab, site: &Site, rows: usize, page: &mut Page) -> Result
     Ok(())
 }
 
-/// Deletes by our store, as the relay does.
-async fn settle(site: &Site, rows: usize) -> Result<Duration> {
+/// Deletes by our store, as the relay does: of two runs of neighbours one and then the other.
+async fn settle(site: &Site, rows: usize, run: usize) -> Result<Duration> {
     let store = site.store()?;
     store.open().await?;
-    let delivered: Vec<Delivered> = (0..rows as u64).map(delivered).collect();
+    let numbers: Vec<u64> = (0..rows as u64).collect();
+    let mut delivered = Vec::with_capacity(rows);
+    for block in numbers.chunks(2 * 900) {
+        for turn in [0, 1] {
+            let runs = block.chunks(run).skip(turn).step_by(2);
+            delivered.extend(runs.flatten().map(|number| self::delivered(*number)));
+        }
+    }
     let began = Instant::now();
     for list in delivered.chunks(900) {
         store.settle(Settle::new(list, &[])).await?;
@@ -207,7 +217,7 @@ fn message_id(number: u64) -> [u8; 16] {
 fn text(ids: &[u64], form: Form) -> String {
     let list = |one: &dyn Fn(&u64) -> String| ids.iter().map(one).collect::<Vec<_>>().join(",");
     match form {
-        Form::Ids(_) | Form::Shuffled | Form::Ours => {
+        Form::Ids(_) | Form::Shuffled | Form::Ours(_) => {
             format!("DELETE FROM outbox WHERE id IN ({})", list(&u64::to_string))
         }
         Form::Range(_) => {

@@ -123,7 +123,7 @@ impl Default for Settings {
             margin: Duration::from_secs(2),
             undecided: Duration::from_secs(20),
             grace: Duration::from_secs(10),
-            rows_in_flight: 10_000,
+            rows_in_flight: 20_000,
             bytes_in_flight: 64 << 20,
             page_rows: 4_000,
             key_buffer: 64,

@@ -16,7 +16,7 @@
 //! | `OUTBOX_TABLE_PREFIX` | none | the prefix of the tables, such as `shop_` |
 //! | `OUTBOX_LEASE_SECONDS` | `45` | how long the lanes of a relay that died wait |
 //! | `OUTBOX_MESSAGE_TIMEOUT_SECONDS` | `15` | how long Kafka may take for a message; the lease must outlast it |
-//! | `OUTBOX_ROWS_IN_FLIGHT` | `10000` | the bound of what is published again after a crash |
+//! | `OUTBOX_ROWS_IN_FLIGHT` | `20000` | the bound of what is published again after a crash |
 //! | `OUTBOX_TOPICS` | none | the topics that have figures of their own, with commas between; the rest is `other` |
 //! | `OUTBOX_SKIP_TOPICS` | none | the topics whose dead messages go to the dead letters instead of holding their key |
 //! | `RUST_LOG` | `info` | what is logged |

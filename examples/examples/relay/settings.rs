@@ -12,7 +12,7 @@ const HTTP: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9464);
 // The defaults of the dispatcher and the broker, here to be printed in one table with the rest.
 const LEASE: Duration = Duration::from_secs(45);
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(15);
-const ROWS_IN_FLIGHT: usize = 10_000;
+const ROWS_IN_FLIGHT: usize = 20_000;
 
 const PROPERTY: &str = "KAFKA_PROPERTY_";
 

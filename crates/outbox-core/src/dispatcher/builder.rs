@@ -25,7 +25,7 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// | setting | default | what it bounds |
 /// |---|---|---|
 /// | lease | 45 s | how long a dead worker's lanes wait; kept every lease / 9 |
-/// | rows in flight | 10,000 | duplicates per fault: published and not yet settled |
+/// | rows in flight | 20,000 | duplicates per fault: published and not yet settled |
 /// | bytes in flight | 64 MiB | memory for contents; librdkafka holds up to as much again |
 /// | messages of one key in flight | 1 | order under failures; more gives order up when one fails |
 /// | interval between pages | 1 ms to 300 ms | latency against idle cost |

@@ -15,9 +15,10 @@ use crate::store::{Delivered, Failed, Settled, StoreErrorKind};
 /// Rows whose settlement is not confirmed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Unsettled {
-    delivered: VecDeque<(Delivered, Lane)>,
-    /// So many of them, from the front, are in the order of their ids.
-    sorted: usize,
+    /// Delivered rows that no settle has taken.
+    delivered: Vec<Waiting>,
+    /// So many delivered rows were taken so far.
+    taken: usize,
     failed: VecDeque<Failed>,
     /// When the oldest of `delivered` was acknowledged.
     since: Option<Time>,
@@ -31,6 +32,18 @@ pub(super) struct Unsettled {
     rows: usize,
     next: u64,
 }
+
+#[derive(Debug, Clone)]
+struct Waiting {
+    row: Delivered,
+    lane: Lane,
+    /// So many were taken before it was acknowledged.
+    after: usize,
+}
+
+/// So many rows with consecutive ids are a run: a store may delete them as a range, which costs a
+/// database less than their ids.
+const RUN: usize = 16;
 
 #[derive(Debug, Clone)]
 struct Out {
@@ -48,7 +61,7 @@ pub(super) struct Fading {
 impl Unsettled {
     pub(super) fn acknowledged(&mut self, delivered: Delivered, lane: Lane, now: Time) {
         self.since.get_or_insert(now);
-        self.delivered.push_back((delivered, lane));
+        self.delivered.push(Waiting { row: delivered, lane, after: self.taken });
         *self.lanes.entry(lane).or_default() += 1;
         self.rows += 1;
     }
@@ -97,30 +110,54 @@ impl Unsettled {
 
     fn take(&mut self, settings: &Settings) -> Out {
         let count = self.delivered.len().min(settings.settle_rows);
-        // By ids, since neighbours share a page of the table and requests to the broker are answered
-        // in no order. What came later is sorted when the rest of those before goes, so that no row
-        // waits for ever for smaller ones.
-        if self.sorted < count {
-            let later = &mut self.delivered.make_contiguous()[self.sorted..];
-            later.sort_by_key(|(row, _)| row.id.position);
-            self.sorted = self.delivered.len();
-        }
-        self.sorted -= count;
-        let mut lanes = Vec::new();
+        let mut chosen = self.choose(count, settings.rows_in_flight).into_iter();
+        let mut lanes = Vec::with_capacity(count);
         let mut delivered = Vec::with_capacity(count);
-        for (row, lane) in self.delivered.drain(..count) {
-            delivered.push(row);
-            lanes.push(lane);
-        }
+        self.delivered.retain(|waiting| {
+            let is_chosen = chosen.next() == Some(true);
+            if is_chosen {
+                delivered.push(waiting.row);
+                lanes.push(waiting.lane);
+            }
+            !is_chosen
+        });
+        self.taken += count;
         if self.delivered.is_empty() {
             self.since = None;
         }
-        delivered.sort_unstable_by_key(|row| row.id.position);
         let failed: Vec<Failed> =
             self.failed.drain(..self.failed.len().min(settings.settle_rows.div_ceil(4))).collect();
         lanes.extend(failed.iter().map(|failed| failed.lease.lane));
         let archive = settings.retention != Retention::Delete;
         Out { order: Arc::new(SettleOrder { delivered, failed, archive }), lanes }
+    }
+
+    /// Which of the delivered rows, in the order of their ids, the next settle takes: rows of runs
+    /// first, and of others the lowest. Requests to the broker are answered in no order, so a row may
+    /// have to wait for its neighbours, but not for ever: so many others overtake it at most.
+    fn choose(&mut self, count: usize, patience: usize) -> Vec<bool> {
+        self.delivered.sort_by_key(|waiting| waiting.row.id.position);
+        let mut chosen = vec![false; self.delivered.len()];
+        let mut room = count;
+        let mut choose = |chosen: &mut bool| {
+            let choose = room > 0 && !*chosen;
+            room -= usize::from(choose);
+            *chosen |= choose;
+        };
+        let overdue = |waiting: &Waiting| self.taken - waiting.after >= patience;
+        let waiting = chosen.iter_mut().zip(&self.delivered);
+        waiting.filter(|(_, waiting)| overdue(waiting)).for_each(|(chosen, _)| choose(chosen));
+        let position = |waiting: &Waiting| waiting.row.id.position.0;
+        let mut at = 0;
+        for run in self.delivered.chunk_by(|row, next| position(next) - position(row) == 1) {
+            let next = at + run.len();
+            if run.len() >= RUN {
+                chosen[at..next].iter_mut().for_each(&mut choose);
+            }
+            at = next;
+        }
+        chosen.iter_mut().for_each(choose);
+        chosen
     }
 
     fn confirm(&mut self, out: &Out) {
@@ -302,17 +339,37 @@ mod tests {
     }
 
     #[test]
-    fn no_row_waits_for_ever_for_smaller_ones_to_be_settled() {
+    fn rows_without_their_neighbours_let_runs_go_first() {
         let mut unsettled = Unsettled::default();
+        let alone = |from: u64| (from..from + 1_000).map(|n| 2 * n);
+        acknowledge(&mut unsettled, alone(0));
+        acknowledge(&mut unsettled, 5_000..5_950);
+        acknowledge(&mut unsettled, alone(5_000));
+        assert_eq!(take(&mut unsettled), (5_000..5_900).collect::<Vec<_>>());
+        // What is left of the run, and then the others from the lowest on.
+        let expected = alone(0).take(850).chain(5_900..5_950).collect::<Vec<_>>();
+        assert_eq!(take(&mut unsettled), expected);
+        // The neighbours arrive.
+        acknowledge(&mut unsettled, alone(5_000).map(|n| n + 1));
+        assert_eq!(take(&mut unsettled), (10_000..10_900).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_row_waits_for_ever_for_others_to_be_settled() {
+        let mut unsettled = Unsettled::default();
+        let settings = Settings::default();
         acknowledge(&mut unsettled, [1_000_000]);
-        let mut settles = 0;
+        let mut overtaken = 0;
         loop {
-            acknowledge(&mut unsettled, settles * 1_000..(settles + 1) * 1_000);
-            settles += 1;
-            if take(&mut unsettled).contains(&1_000_000) {
+            acknowledge(&mut unsettled, overtaken..overtaken + settings.settle_rows as u64);
+            let settled = take(&mut unsettled);
+            assert_eq!(settled.len(), settings.settle_rows);
+            if settled.contains(&1_000_000) {
                 break;
             }
-            assert!(settles < 3, "it is still not settled");
+            overtaken += settled.len() as u64;
+            assert!(overtaken < 21_000, "it is still not settled");
         }
+        assert!(overtaken > 19_000, "it went after {overtaken} others");
     }
 }

@@ -1,6 +1,6 @@
 //! What holds for any row that is read, and for the statements of any claim and any settle.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use outbox_core::Message;
@@ -9,7 +9,7 @@ use outbox_core::delivery::{
 };
 use outbox_core::message::MessageId;
 use outbox_core::store::{Claim, Claimed, Delivered, Failed, Page, Settle, StoreError};
-use proptest::collection::{btree_map, btree_set, vec};
+use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 
@@ -85,15 +85,17 @@ fn any_spans() -> impl Strategy<Value = Vec<Span>> {
 /// The ids that a condition on the primary key lets through: listed ones, and ranges.
 fn ids_of(condition: &str) -> Vec<(u64, u64)> {
     let number = |text: &str| text.parse().expect("a number");
-    if let Some(list) = condition.trim_start_matches("o.").strip_prefix("id IN (") {
-        let list = list.strip_suffix(')').expect("its end");
-        return list.split(',').map(|id| (number(id), number(id))).collect();
-    }
     let arm = |arm: &str| {
-        let (first, last) = arm.strip_prefix("id BETWEEN ")?.split_once(" AND ")?;
-        Some((number(first), number(last)))
+        let arm = arm.trim_start_matches("o.");
+        if let Some(list) = arm.strip_prefix("id IN (") {
+            let list = list.strip_suffix(')').expect("its end");
+            return list.split(',').map(|id| (number(id), number(id))).collect();
+        }
+        let range = arm.strip_prefix("id BETWEEN ").and_then(|range| range.split_once(" AND "));
+        let (first, last) = range.expect("a range");
+        vec![(number(first), number(last))]
     };
-    condition.split(" OR ").map(|text| arm(text).expect("a range")).collect()
+    condition.split(" OR ").flat_map(arm).collect()
 }
 
 /// Neighbouring ids as one range.
@@ -107,6 +109,25 @@ fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
         }
     }
     merged
+}
+
+/// Rows in the order of their ids, with runs of neighbours.
+fn any_delivered() -> impl Strategy<Value = Vec<Delivered>> {
+    let runs = vec((1_u64..4, 1_u64..40), 0..60);
+    (runs, any::<u64>(), any::<u32>()).prop_map(|(runs, seed, first)| {
+        let mut positions = Vec::new();
+        let mut at = u64::from(first);
+        for (gap, length) in runs {
+            positions.extend(at + gap..at + gap + length);
+            at += gap + length;
+        }
+        let row = |at: u64| {
+            let message = u128::from(seed) << 64 | u128::from(at);
+            let id = RowId::new(Position(at), MessageId::from_bytes(message.to_be_bytes()));
+            Delivered::new(id, Receipt::new(Some(-1), Some(i64::MIN)))
+        };
+        positions.into_iter().map(row).collect()
+    })
 }
 
 fn any_settlement() -> impl Strategy<Value = Settlement> {
@@ -243,34 +264,38 @@ proptest! {
 
     #[test]
     fn a_settle_deletes_exactly_what_was_acknowledged(
-        rows in btree_map(any::<u64>(), any::<[u8; 16]>(), 0..1_200),
+        rows in any_delivered(),
         archive: bool,
+        by_ids: bool,
     ) {
-        let delivered: Vec<Delivered> = rows
-            .iter()
-            .map(|(at, id)| RowId::new(Position(*at), MessageId::from_bytes(*id)))
-            .map(|id| Delivered::new(id, Receipt::new(Some(-1), Some(i64::MIN))))
-            .collect();
-        let request = Settle::new(&delivered, &[]).archive(archive);
-        let mut deleted = BTreeMap::new();
+        let request = Settle::new(&rows, &[]).archive(archive);
+        let (mut deleted, mut messages) = (BTreeSet::new(), BTreeSet::new());
         for packet in settle::packets(&Tables::new(), &request) {
             prop_assert!(packet.decisive.is_empty());
-            let statements: Vec<_> = packet.text.split(';').collect();
-            let delete = "DELETE o FROM outbox o FORCE INDEX (PRIMARY) WHERE ";
+            prop_assert_eq!(packet.in_ranges.is_some(), packet.text.contains("BETWEEN"));
+            let text = match packet.in_ranges {
+                Some(rows) if by_ids => settle::by_ids(&Tables::new(), rows, archive),
+                _ => packet.text,
+            };
+            let statements: Vec<_> = text.split(';').collect();
+            let delete = "DELETE o FROM outbox o FORCE INDEX (PRIMARY) WHERE (";
             let deletes: Vec<_> =
                 statements.iter().filter_map(|text| text.strip_prefix(delete)).collect();
             prop_assert_eq!(deletes.len(), 1);
             prop_assert_eq!(statements.len(), if archive { 4 } else { 1 });
-            let (ids, messages) = deletes[0].split_once(" AND o.message_id IN (").expect("both");
-            let ids = ids_of(ids);
-            let messages: Vec<&str> = messages.trim_end_matches(')').split(',').collect();
-            prop_assert_eq!(ids.len(), messages.len());
-            prop_assert!(ids.len() < 1_000);
-            deleted.extend(ids.into_iter().map(|(id, _)| id).zip(messages.into_iter().map(str::to_owned)));
+            let (ids, list) = deletes[0].split_once(") AND o.message_id IN (").expect("both");
+            let named = ids_of(ids);
+            prop_assert!(named.len() < 1_000);
+            for (_, last) in named.iter().filter(|(first, last)| first < last) {
+                // What a range meets behind its end is ours.
+                prop_assert!(named.contains(&(last + 1, last + 1)), "{last} ends a run: {ids}");
+            }
+            deleted.extend(named.into_iter().flat_map(|(first, last)| first..=last));
+            messages.extend(list.trim_end_matches(')').split(',').map(str::to_owned));
         }
-        let expected: BTreeMap<u64, String> =
-            rows.iter().map(|(at, id)| (*at, crate::text::Hex(id).to_string())).collect();
-        prop_assert_eq!(deleted, expected);
+        let message = |row: &Delivered| crate::text::Hex(row.id.message.as_bytes()).to_string();
+        prop_assert_eq!(deleted, rows.iter().map(|row| row.id.position.0).collect());
+        prop_assert_eq!(messages, rows.iter().map(message).collect());
     }
 
     #[test]

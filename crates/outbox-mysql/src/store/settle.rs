@@ -17,17 +17,29 @@ use crate::text::{Answer, Hex, LIST, List};
 /// So many failures share one transaction: it holds their lanes' rows, so it must be short.
 const FAILURES: usize = 100;
 
-/// One packet, and which of its answers decide about which failed row.
-pub(super) struct Packet {
+/// So many neighbours are a range: of fewer, planning it costs what reading by it saves.
+const RUN: usize = 8;
+
+/// One packet.
+pub(super) struct Packet<'a> {
     pub(super) text: String,
-    /// The statement that changes the row, by its number in the packet.
+    /// The delivered rows, if it names them by ranges: one may wait for a writer, see [`ranges`].
+    pub(super) in_ranges: Option<&'a [Delivered]>,
+    /// Which of its answers decide about which failed row: the statement that changes the row, by
+    /// its number in the packet.
     pub(super) decisive: Vec<(usize, Position)>,
 }
 
-pub(super) fn packets(tables: &Tables, settle: &Settle<'_>) -> Vec<Packet> {
-    let delivered = settle.delivered.chunks(LIST).map(|rows| {
-        let text = if settle.archive { archive(tables, rows) } else { delete(tables, rows) };
-        Packet { text, decisive: Vec::new() }
+pub(super) fn packets<'a>(tables: &Tables, settle: &Settle<'a>) -> Vec<Packet<'a>> {
+    let delivered = settle.delivered.chunks(LIST).map(|rows| match ranges(rows) {
+        Some(ranges) => {
+            let text = delivered(tables, rows, &ranges, settle.archive);
+            Packet { text, in_ranges: Some(rows), decisive: Vec::new() }
+        }
+        None => {
+            let text = by_ids(tables, rows, settle.archive);
+            Packet { text, in_ranges: None, decisive: Vec::new() }
+        }
     });
     let failed = settle.failed.chunks(FAILURES).map(|rows| fail(tables, rows));
     delivered.chain(failed).collect()
@@ -44,9 +56,41 @@ pub(super) fn refused(
         .map(|(_, position)| *position)
 }
 
-/// Every deleted row holds an acknowledged message: ids may have been reused after a fail-over.
-fn delete(tables: &Tables, rows: &[Delivered]) -> String {
-    delete_sql(tables, &acknowledged(rows))
+/// Settles delivered rows by a list of their ids, which waits for nobody.
+pub(super) fn by_ids(tables: &Tables, rows: &[Delivered], archive: bool) -> String {
+    let ids = List(rows.iter().map(|row| row.id.position));
+    delivered(tables, rows, &format!("o.id IN ({ids})"), archive)
+}
+
+/// The rows by their ids, runs of neighbours as ranges, which the database reads for less; `None` if
+/// there is no run.
+///
+/// A range is read until a row behind its end is met. Were that one of a writer who has not
+/// committed, the delete would wait for the writer: so the last row of a run is in the list, and is
+/// what the range meets. It is not there if the row was settled before.
+fn ranges(rows: &[Delivered]) -> Option<String> {
+    let (mut ranges, mut list) = (String::new(), Vec::with_capacity(rows.len()));
+    let position = |row: &Delivered| row.id.position;
+    for run in rows.chunk_by(|row, next| position(row).0.checked_add(1) == Some(position(next).0)) {
+        match run {
+            [first, .., before, last] if run.len() >= RUN => {
+                let (first, before) = (position(first), position(before));
+                _ = write!(ranges, "o.id BETWEEN {first} AND {before} OR ");
+                list.push(position(last));
+            }
+            _ => list.extend(run.iter().map(position)),
+        }
+    }
+    (!ranges.is_empty()).then(|| format!("{ranges}o.id IN ({})", List(list)))
+}
+
+/// Settles the delivered rows that `ids` names. Every deleted row holds an acknowledged message: ids
+/// may have been reused after a fail-over.
+fn delivered(tables: &Tables, rows: &[Delivered], ids: &str, is_archived: bool) -> String {
+    let messages = List(rows.iter().map(|row| Hex(row.id.message.as_bytes())));
+    let acknowledged = format!("({ids}) AND o.message_id IN ({messages})");
+    let delete = delete_sql(tables, &acknowledged);
+    if is_archived { archive(tables, rows, &acknowledged, &delete) } else { delete }
 }
 
 /// Deletes rows of the outbox by their ids. With a list that is long beside the table both servers
@@ -56,16 +100,9 @@ pub(super) fn delete_sql(tables: &Tables, condition: &str) -> String {
     format!("DELETE o FROM {} o FORCE INDEX (PRIMARY) WHERE {condition}", tables.outbox)
 }
 
-fn acknowledged(rows: &[Delivered]) -> String {
-    let ids = List(rows.iter().map(|row| row.id.position));
-    let messages = List(rows.iter().map(|row| Hex(row.id.message.as_bytes())));
-    format!("o.id IN ({ids}) AND o.message_id IN ({messages})")
-}
-
 /// Copies the rows, then deletes them. Repeating it finds the copies there.
-fn archive(tables: &Tables, rows: &[Delivered]) -> String {
+fn archive(tables: &Tables, rows: &[Delivered], acknowledged: &str, delete: &str) -> String {
     let receipts: Vec<String> = rows.iter().map(receipt).collect();
-    let acknowledged = acknowledged(rows);
     format!(
         "BEGIN;\
          INSERT IGNORE INTO {archive} (outbox_id, message_id, topic, message_key, headers, payload, \
@@ -81,7 +118,6 @@ fn archive(tables: &Tables, rows: &[Delivered]) -> String {
         archive = tables.delivered,
         outbox = tables.outbox,
         receipts = receipts.join(","),
-        delete = delete_sql(tables, &acknowledged),
     )
 }
 
@@ -93,8 +129,8 @@ fn receipt(row: &Delivered) -> String {
     format!("[{},{partition},{offset}]", row.id.position)
 }
 
-fn fail(tables: &Tables, rows: &[Failed]) -> Packet {
-    let mut packet = Packet { text: "BEGIN;".to_owned(), decisive: Vec::new() };
+fn fail(tables: &Tables, rows: &[Failed]) -> Packet<'static> {
+    let mut packet = Packet { text: "BEGIN;".to_owned(), in_ranges: None, decisive: Vec::new() };
     let mut statements = 1;
     for row in rows {
         packet.decisive.push((statements, row.id.position));

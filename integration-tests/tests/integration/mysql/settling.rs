@@ -92,6 +92,23 @@ on_both! {
         Ok(())
     }
 
+    async fn a_run_of_rows_is_settled_while_a_writer_is_open_behind_it(lab: Lab) -> Result<()> {
+        lab.add((0..20).map(|n| message(&n.to_string())).collect()).await?;
+        let rows: Vec<_> = deliveries(lab.page().await?).iter().map(delivered).collect();
+        let mut writer = lab.connect().await?;
+        let mut open = writer.begin().await?;
+        lab.outbox.add(&mut open, message("open")).await?;
+        in_time(lab.store.settle(Settle::new(&rows, &[]))).await?;
+        // A range of rows that are gone ends at the open one, and is given up for a list.
+        for archive in [false, true] {
+            let settled = lab.store.settle(Settle::new(&rows, &[]).archive(archive)).await?;
+            assert_eq!(settled.refused, []);
+        }
+        open.commit().await?;
+        assert_eq!(lab.pending().await?.len(), 1);
+        Ok(())
+    }
+
     async fn archived_rows_are_kept_until_they_are_purged(lab: Lab) -> Result<()> {
         let row = delivered(&lab.delivery("a").await?);
         for _ in 0..2 {
