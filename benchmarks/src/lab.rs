@@ -101,7 +101,7 @@ impl Lab {
     }
 
     fn warm_up(&self) -> Duration {
-        self.pick(Duration::from_secs(16), Duration::from_secs(40))
+        self.pick(Duration::from_secs(5), Duration::from_secs(40))
     }
 
     /// What this server, Kafka and this process have used so far.

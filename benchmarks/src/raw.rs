@@ -108,20 +108,19 @@ fn delete_text(ids: &[u64]) -> String {
     format!("DELETE FROM outbox WHERE id IN ({})", list.join(","))
 }
 
-/// Runs as ranges, all else as a list.
+/// Runs as ranges but for the last of each, all else as a list, as our store does.
 fn range_text(ids: &[u64]) -> String {
     let (mut arms, mut alone) = (vec![], vec![]);
     for run in ids.chunk_by(|id, next| id + 1 == *next) {
         match run {
-            [first, .., last] if run.len() >= RUN => {
-                arms.push(format!("id BETWEEN {first} AND {last}"));
+            [first, .., before, last] if run.len() >= RUN => {
+                arms.push(format!("id BETWEEN {first} AND {before}"));
+                alone.push(last.to_string());
             }
             _ => alone.extend(run.iter().map(u64::to_string)),
         }
     }
-    if !alone.is_empty() {
-        arms.push(format!("id IN ({})", alone.join(",")));
-    }
+    arms.push(format!("id IN ({})", alone.join(",")));
     format!("DELETE FROM outbox WHERE {}", arms.join(" OR "))
 }
 

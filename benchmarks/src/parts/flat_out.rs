@@ -26,7 +26,7 @@ const CAPACITY_PER_SECOND: usize = 20_000;
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
     let mut page = Page::new("Writers at full speed");
-    let time = lab.pick(Duration::from_secs(3), Duration::from_secs(8));
+    let time = lab.pick(Duration::from_secs(2), Duration::from_secs(8));
     page.say(format!(
         "{WRITERS} writers commit transactions of one business row and one message for {} s as \
          fast as they can, without a relay and beside one, in turns. All cores are busy, so what \
@@ -54,7 +54,7 @@ async fn of(lab: &Lab, engine: Engine, time: Duration, page: &mut Page) -> Resul
     for poll in polls {
         let (mut alone, mut beside) = (Runs::default(), Runs::default());
         let mut latencies = vec![];
-        let pairs = if *poll == POLLS[0] { lab.pick(3, 7) } else { 3 };
+        let pairs = if *poll == POLLS[0] { lab.pick(1, 7) } else { 3 };
         for _ in 0..pairs {
             alone.push(write(&site, kafka, time, None).await?.0);
             let (reached, ledger) = write(&site, kafka, time, Some(*poll)).await?;

@@ -203,7 +203,7 @@ pub(crate) async fn payloads(lab: &Lab) -> Result<Page> {
 }
 
 pub(crate) async fn windows(lab: &Lab) -> Result<Page> {
-    let count = lab.pick(100_000, 500_000);
+    let count = lab.pick(50_000, 500_000);
     let mut page = Page::new("Windows");
     page.say(format!(
         "The drain of {count} messages by the number of rows that may be published and not yet \
@@ -216,7 +216,7 @@ pub(crate) async fn windows(lab: &Lab) -> Result<Page> {
         let site = Site::new(lab, engine).await?;
         let mut windows =
             [5_000, 10_000, 20_000, 40_000].map(|window| (window, Runs::default(), Cpu::default()));
-        let rounds = lab.pick(2, 3);
+        let rounds = lab.pick(1, 3);
         for _ in 0..rounds {
             for (window, runs, used) in &mut windows {
                 let topic = Topic::new(kafka, PARTITIONS).await?;

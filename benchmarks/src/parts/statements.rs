@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
-    let rows = lab.pick(30_000, 200_000);
+    let rows = lab.pick(9_000, 200_000);
     let mut page = Page::new("Statements");
     page.say(format!(
         "Each form reads or deletes the same {rows} rows of 1 KiB, over one connection unless \
@@ -59,7 +59,7 @@ async fn reads(lab: &Lab, site: &Site, rows: usize, page: &mut Page) -> Result<(
     let mut table = vec![];
     for (name, reader) in READERS {
         let (mut rates, mut cpu) = (Runs::default(), Cpu::default());
-        let rounds = lab.pick(2, 5);
+        let rounds = lab.pick(1, 5);
         for _ in 0..rounds {
             let before = lab.cpu(site.engine).await?;
             let took = match reader {
@@ -145,6 +145,7 @@ const FORMS: &[(&str, Form, usize, bool)] = &[
     ("`id IN` of 900, in no order", Form::Shuffled, 1, false),
     ("a range of 900 (unsafe: takes rows nobody published)", Form::Range(900), 1, false),
     ("**ours: and `message_id IN`, no neighbours**", Form::Ours(1), 1, false),
+    ("**ours, runs of 8**", Form::Ours(8), 1, false),
     ("**ours, runs of 16**", Form::Ours(16), 1, false),
     ("**ours, runs of 100**", Form::Ours(100), 1, false),
     ("**ours, runs of 900**", Form::Ours(900), 1, false),

@@ -54,7 +54,7 @@ fn table(index: usize, name: &str) -> String {
 }
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
-    let turns = lab.pick(4, 40);
+    let turns = lab.pick(2, 40);
     let mut page = Page::new("The write path");
     page.say(format!(
         "One connection commits {TURN} transactions of one business row and one message of 1 KiB, \
@@ -187,7 +187,7 @@ async fn many(lab: &Lab, site: &Site, outbox: &MySqlOutbox, page: &mut Page) -> 
     let payload = [b'p'; 1024];
     let sizes = [1, 100, 500];
     let mut rates = [Runs::default(), Runs::default(), Runs::default()];
-    for round in 0..=lab.pick(3, 10) {
+    for round in 0..=lab.pick(1, 10) {
         for (size, runs) in sizes.iter().zip(&mut rates) {
             let calls = 1_000_usize.div_ceil(*size);
             let mut batches = vec![];

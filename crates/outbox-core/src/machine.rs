@@ -285,17 +285,19 @@ impl ClaimOrder {
 }
 
 /// A settle, as owned values.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct SettleOrder {
     delivered: Vec<Delivered>,
     failed: Vec<Failed>,
     archive: bool,
+    repeated: bool,
 }
 
 impl SettleOrder {
     /// The settle as the store takes it.
     pub fn request(&self) -> Settle<'_> {
-        Settle::new(&self.delivered, &self.failed).archive(self.archive)
+        let settle = Settle::new(&self.delivered, &self.failed).archive(self.archive);
+        settle.repeated(self.repeated)
     }
 }
 

@@ -610,18 +610,27 @@ pub struct Settle<'a> {
     pub failed: &'a [Failed],
     /// Whether delivered rows are kept in the archive instead of being deleted.
     pub archive: bool,
+    /// Whether it was sent before, and how that ended is not known: rows may be gone or changed.
+    pub repeated: bool,
 }
 
 impl<'a> Settle<'a> {
     /// Settles these rows; delivered ones are deleted.
     pub fn new(delivered: &'a [Delivered], failed: &'a [Failed]) -> Self {
-        Self { delivered, failed, archive: false }
+        Self { delivered, failed, archive: false, repeated: false }
     }
 
     /// Keeps delivered rows in the archive.
     #[must_use]
     pub fn archive(mut self, archive: bool) -> Self {
         self.archive = archive;
+        self
+    }
+
+    /// Tells that it was sent before.
+    #[must_use]
+    pub fn repeated(mut self, repeated: bool) -> Self {
+        self.repeated = repeated;
         self
     }
 }

@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use outbox_core::Store;
 use outbox_core::store::{
     Backlog, Claim, ClaimReply, KeepLeases, Purge, Release, Settle, Settled, Standing, StoreError,
-    StoreErrorKind, StoreProfile,
+    StoreProfile,
 };
 use sqlx::mysql::MySqlConnectOptions;
 
@@ -33,7 +33,6 @@ pub(crate) use self::row::read_message;
 use self::session::Settings;
 use crate::schema::MySqlSchema;
 use crate::tables::Tables;
-use crate::text::Answer;
 
 /// How long a connection may take to be opened and set up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,13 +105,6 @@ impl MySqlStore {
         }))
     }
 
-    async fn run_settle(&self, packet: String) -> Result<Vec<Answer>, StoreError> {
-        let mut unit = self.0.settling.begin().await?;
-        let answers = unit.run(packet).await?;
-        unit.finish();
-        Ok(answers)
-    }
-
     fn tables(&self) -> &Tables {
         self.0.schema.tables()
     }
@@ -165,13 +157,10 @@ impl Store for MySqlStore {
     async fn settle(&self, request: Settle<'_>) -> Result<Settled, StoreError> {
         let mut refused = Vec::new();
         for packet in settle::packets(self.tables(), &request) {
-            let answers = match (self.run_settle(packet.text).await, packet.in_ranges) {
-                (Err(error), Some(rows)) if error.kind() == StoreErrorKind::Conflict => {
-                    self.run_settle(settle::by_ids(self.tables(), rows, request.archive)).await?
-                }
-                (answers, _) => answers?,
-            };
+            let mut unit = self.0.settling.begin().await?;
+            let answers = unit.run(packet.text).await?;
             refused.extend(settle::refused(&packet.decisive, &answers));
+            unit.finish();
         }
         Ok(Settled::refusing(refused))
     }

@@ -15,15 +15,17 @@ use crate::store::{Delivered, Failed, Settled, StoreErrorKind};
 /// Rows whose settlement is not confirmed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Unsettled {
-    /// Delivered rows that no settle has taken.
-    delivered: Vec<Waiting>,
-    /// So many delivered rows were taken so far.
-    taken: usize,
+    /// Delivered rows that were not chosen yet.
+    waiting: Vec<Waiting>,
+    /// Delivered rows that the next settles take, in this order.
+    chosen: VecDeque<(Delivered, Lane)>,
+    /// So many delivered rows were chosen so far.
+    turn: u64,
     failed: VecDeque<Failed>,
-    /// When the oldest of `delivered` was acknowledged.
+    /// When the oldest delivered row that no settle has taken was acknowledged, or before.
     since: Option<Time>,
     out: Map<u64, Out>,
-    /// Settles that failed, or whose answer was lost: repeated as they were.
+    /// Settles that failed, or whose answer was lost: repeated with the same rows.
     again: VecDeque<(u64, Out)>,
     again_at: Time,
     failures: u32,
@@ -37,13 +39,27 @@ pub(super) struct Unsettled {
 struct Waiting {
     row: Delivered,
     lane: Lane,
-    /// So many were taken before it was acknowledged.
-    after: usize,
+    /// The turn when it was acknowledged.
+    since: u64,
 }
 
-/// So many rows with consecutive ids are a run: a store may delete them as a range, which costs a
-/// database less than their ids.
+/// How soon a row is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// It waited for long, or its lane is waited for.
+    Urgent,
+    /// Its neighbours are there.
+    Run,
+    Alone,
+}
+
+/// So many rows with consecutive ids are a run. A store may delete them as a range, which costs a
+/// database the less for each the longer it is.
 const RUN: usize = 16;
+
+/// The share of the waiting rows that is chosen at once: more would tear runs apart that are about to
+/// be whole, and with less the choice costs more than it saves where a million rows wait.
+const CHOICE: usize = 8;
 
 #[derive(Debug, Clone)]
 struct Out {
@@ -61,7 +77,7 @@ pub(super) struct Fading {
 impl Unsettled {
     pub(super) fn acknowledged(&mut self, delivered: Delivered, lane: Lane, now: Time) {
         self.since.get_or_insert(now);
-        self.delivered.push(Waiting { row: delivered, lane, after: self.taken });
+        self.waiting.push(Waiting { row: delivered, lane, since: self.turn });
         *self.lanes.entry(lane).or_default() += 1;
         self.rows += 1;
     }
@@ -102,62 +118,63 @@ impl Unsettled {
         }
         // A small window must not wait for more than it can hold.
         let enough = settings.settle_rows.min(settings.rows_in_flight.div_ceil(4));
-        if !self.failed.is_empty() || self.delivered.len() >= enough {
+        if !self.failed.is_empty() || self.chosen.len() + self.waiting.len() >= enough {
             return Some(Time::ZERO);
         }
         self.since.map(|since| since + settings.settle_linger)
     }
 
-    fn take(&mut self, settings: &Settings) -> Out {
-        let count = self.delivered.len().min(settings.settle_rows);
-        let mut chosen = self.choose(count, settings.rows_in_flight).into_iter();
-        let mut lanes = Vec::with_capacity(count);
-        let mut delivered = Vec::with_capacity(count);
-        self.delivered.retain(|waiting| {
-            let is_chosen = chosen.next() == Some(true);
-            if is_chosen {
-                delivered.push(waiting.row);
-                lanes.push(waiting.lane);
-            }
-            !is_chosen
-        });
-        self.taken += count;
-        if self.delivered.is_empty() {
+    fn take(&mut self, settings: &Settings, is_leaving: impl Fn(Lane) -> bool) -> Out {
+        if self.chosen.is_empty() {
+            self.choose(settings, is_leaving);
+        }
+        let count = self.chosen.len().min(settings.settle_rows);
+        let (delivered, mut lanes): (Vec<_>, Vec<_>) = self.chosen.drain(..count).unzip();
+        if self.chosen.is_empty() && self.waiting.is_empty() {
             self.since = None;
         }
         let failed: Vec<Failed> =
             self.failed.drain(..self.failed.len().min(settings.settle_rows.div_ceil(4))).collect();
         lanes.extend(failed.iter().map(|failed| failed.lease.lane));
         let archive = settings.retention != Retention::Delete;
-        Out { order: Arc::new(SettleOrder { delivered, failed, archive }), lanes }
+        Out { order: Arc::new(SettleOrder { delivered, failed, archive, repeated: false }), lanes }
     }
 
-    /// Which of the delivered rows, in the order of their ids, the next settle takes: rows of runs
-    /// first, and of others the lowest. Requests to the broker are answered in no order, so a row may
-    /// have to wait for its neighbours, but not for ever: so many others overtake it at most.
-    fn choose(&mut self, count: usize, patience: usize) -> Vec<bool> {
-        self.delivered.sort_by_key(|waiting| waiting.row.id.position);
-        let mut chosen = vec![false; self.delivered.len()];
-        let mut room = count;
-        let mut choose = |chosen: &mut bool| {
-            let choose = room > 0 && !*chosen;
-            room -= usize::from(choose);
-            *chosen |= choose;
-        };
-        let overdue = |waiting: &Waiting| self.taken - waiting.after >= patience;
-        let waiting = chosen.iter_mut().zip(&self.delivered);
-        waiting.filter(|(_, waiting)| overdue(waiting)).for_each(|(chosen, _)| choose(chosen));
+    /// Chooses what the next settles take, in the order of ids: what is urgent, then runs, then the
+    /// lowest. Requests to the broker are answered in no order, so that a row may have to wait for
+    /// its neighbours, but not for ever: it is urgent once a window of others was chosen before it.
+    fn choose(&mut self, settings: &Settings, is_leaving: impl Fn(Lane) -> bool) {
         let position = |waiting: &Waiting| waiting.row.id.position.0;
-        let mut at = 0;
-        for run in self.delivered.chunk_by(|row, next| position(next) - position(row) == 1) {
-            let next = at + run.len();
-            if run.len() >= RUN {
-                chosen[at..next].iter_mut().for_each(&mut choose);
-            }
-            at = next;
+        self.waiting.sort_by_key(position);
+        let is_late = |since: u64| self.turn - since >= settings.rows_in_flight as u64;
+        let mut classes = Vec::with_capacity(self.waiting.len());
+        for run in self.waiting.chunk_by(|row, next| position(next) - position(row) == 1) {
+            let usual = if run.len() >= RUN { Class::Run } else { Class::Alone };
+            classes.extend(run.iter().map(|row| {
+                match is_late(row.since) || is_leaving(row.lane) {
+                    true => Class::Urgent,
+                    false => usual,
+                }
+            }));
         }
-        chosen.iter_mut().for_each(choose);
-        chosen
+        let share = (classes.len() / CHOICE).max(1).next_multiple_of(settings.settle_rows);
+        let mut room = share.min(classes.len());
+        self.turn += room as u64;
+        let mut chosen = vec![false; classes.len()];
+        for class in [Class::Urgent, Class::Run, Class::Alone] {
+            let rows = chosen.iter_mut().zip(&classes).filter(|(_, of)| **of == class);
+            for (chosen, _) in rows.take(room) {
+                *chosen = true;
+                room -= 1;
+            }
+        }
+        for (waiting, chosen) in std::mem::take(&mut self.waiting).into_iter().zip(chosen) {
+            if chosen {
+                self.chosen.push_back((waiting.row, waiting.lane));
+            } else {
+                self.waiting.push(waiting);
+            }
+        }
     }
 
     fn confirm(&mut self, out: &Out) {
@@ -189,7 +206,10 @@ impl Machine {
             Some(again) => again,
             None => {
                 self.unsettled.next += 1;
-                (self.unsettled.next, self.unsettled.take(&self.settings))
+                // A lane that is being handed over, or was lost, waits for nothing.
+                let is_leaving =
+                    |lane| self.leases.get(lane).is_none_or(|held| held.draining.is_some());
+                (self.unsettled.next, self.unsettled.take(&self.settings, is_leaving))
             }
         };
         let order = Arc::clone(&out.order);
@@ -203,7 +223,7 @@ impl Machine {
         result: Result<Settled, StoreErrorKind>,
         now: Time,
     ) {
-        let Some(out) = self.unsettled.out.remove(&number) else { return };
+        let Some(mut out) = self.unsettled.out.remove(&number) else { return };
         let settled = match result {
             Ok(settled) => settled,
             Err(_) if seeded!("unclear-settle-is-done") => Settled::default(),
@@ -219,6 +239,7 @@ impl Machine {
                 if kind != StoreErrorKind::Conflict || self.unsettled.failures > 5 {
                     self.unsettled.failing.get_or_insert(now);
                 }
+                Arc::make_mut(&mut out.order).repeated = true;
                 self.unsettled.again.push_back((number, out));
                 return self.store_failed(Step::Settle, kind);
             }
@@ -313,16 +334,19 @@ mod tests {
     use crate::delivery::{Receipt, RowId};
     use crate::message::MessageId;
 
+    const IN_LANE_1: u64 = 1_000_000;
+
     fn acknowledge(unsettled: &mut Unsettled, positions: impl IntoIterator<Item = u64>) {
         for position in positions {
             let id = RowId::new(Position(position), MessageId::from_bytes([0; 16]));
             let delivered = Delivered::new(id, Receipt::default());
-            unsettled.acknowledged(delivered, Lane(0), Duration::ZERO);
+            let lane = Lane(u16::from(position == IN_LANE_1));
+            unsettled.acknowledged(delivered, lane, Duration::ZERO);
         }
     }
 
     fn take(unsettled: &mut Unsettled) -> Vec<u64> {
-        let out = unsettled.take(&Settings::default());
+        let out = unsettled.take(&Settings::default(), |_| false);
         out.order.delivered.iter().map(|row| row.id.position.0).collect()
     }
 
@@ -363,7 +387,6 @@ mod tests {
         loop {
             acknowledge(&mut unsettled, overtaken..overtaken + settings.settle_rows as u64);
             let settled = take(&mut unsettled);
-            assert_eq!(settled.len(), settings.settle_rows);
             if settled.contains(&1_000_000) {
                 break;
             }
@@ -371,5 +394,41 @@ mod tests {
             assert!(overtaken < 21_000, "it is still not settled");
         }
         assert!(overtaken > 19_000, "it went after {overtaken} others");
+    }
+
+    #[test]
+    fn a_row_whose_lane_is_handed_over_waits_for_no_neighbours() {
+        let mut unsettled = Unsettled::default();
+        acknowledge(&mut unsettled, 0..2_000);
+        acknowledge(&mut unsettled, [IN_LANE_1]);
+        let out = unsettled.take(&Settings::default(), |lane| lane == Lane(1));
+        assert_eq!(out.order.delivered.len(), 900);
+        assert_eq!(out.order.delivered[899].id.position, Position(IN_LANE_1));
+    }
+
+    #[test]
+    fn every_row_is_settled_once() {
+        let mut unsettled = Unsettled::default();
+        let mut settled = Vec::new();
+        for block in 0..40 {
+            // Partition by partition, as a broker answers, and a part of it a block later.
+            for partition in 0..7 {
+                let block = if partition == 6 { block + 1 } else { block };
+                acknowledge(&mut unsettled, (0..300).map(|n| block * 2_100 + n * 7 + partition));
+            }
+            settled.extend(take(&mut unsettled));
+            settled.extend(take(&mut unsettled));
+        }
+        loop {
+            match take(&mut unsettled) {
+                rows if rows.is_empty() => break,
+                rows => settled.extend(rows),
+            }
+        }
+        assert_eq!(unsettled.since, None);
+        assert_eq!(settled.len(), 40 * 2_100);
+        settled.sort_unstable();
+        settled.dedup();
+        assert_eq!(settled.len(), 40 * 2_100);
     }
 }

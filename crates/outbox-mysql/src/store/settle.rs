@@ -17,29 +17,25 @@ use crate::text::{Answer, Hex, LIST, List};
 /// So many failures share one transaction: it holds their lanes' rows, so it must be short.
 const FAILURES: usize = 100;
 
-/// So many neighbours are a range: of fewer, planning it costs what reading by it saves.
+/// So many neighbours are a range: for fewer it saves nothing (`cargo xtask bench statements`).
 const RUN: usize = 8;
 
-/// One packet.
-pub(super) struct Packet<'a> {
+/// One packet, and which of its answers decide about which failed row.
+pub(super) struct Packet {
     pub(super) text: String,
-    /// The delivered rows, if it names them by ranges: one may wait for a writer, see [`ranges`].
-    pub(super) in_ranges: Option<&'a [Delivered]>,
-    /// Which of its answers decide about which failed row: the statement that changes the row, by
-    /// its number in the packet.
+    /// The statement that changes the row, by its number in the packet.
     pub(super) decisive: Vec<(usize, Position)>,
 }
 
-pub(super) fn packets<'a>(tables: &Tables, settle: &Settle<'a>) -> Vec<Packet<'a>> {
-    let delivered = settle.delivered.chunks(LIST).map(|rows| match ranges(rows) {
-        Some(ranges) => {
-            let text = delivered(tables, rows, &ranges, settle.archive);
-            Packet { text, in_ranges: Some(rows), decisive: Vec::new() }
-        }
-        None => {
-            let text = by_ids(tables, rows, settle.archive);
-            Packet { text, in_ranges: None, decisive: Vec::new() }
-        }
+pub(super) fn packets(tables: &Tables, settle: &Settle<'_>) -> Vec<Packet> {
+    let delivered = settle.delivered.chunks(LIST).map(|rows| {
+        let acknowledged = acknowledged(rows, settle.repeated);
+        let delete = delete_sql(tables, &acknowledged);
+        let text = match settle.archive {
+            true => archive(tables, rows, &acknowledged, &delete),
+            false => delete,
+        };
+        Packet { text, decisive: Vec::new() }
     });
     let failed = settle.failed.chunks(FAILURES).map(|rows| fail(tables, rows));
     delivered.chain(failed).collect()
@@ -56,41 +52,36 @@ pub(super) fn refused(
         .map(|(_, position)| *position)
 }
 
-/// Settles delivered rows by a list of their ids, which waits for nobody.
-pub(super) fn by_ids(tables: &Tables, rows: &[Delivered], archive: bool) -> String {
-    let ids = List(rows.iter().map(|row| row.id.position));
-    delivered(tables, rows, &format!("o.id IN ({ids})"), archive)
+/// Every deleted row holds an acknowledged message: ids may have been reused after a fail-over.
+fn acknowledged(rows: &[Delivered], are_gone: bool) -> String {
+    let ids = if are_gone { list(rows.iter()) } else { ranges(rows) };
+    let messages = List(rows.iter().map(|row| Hex(row.id.message.as_bytes())));
+    format!("({ids}) AND o.message_id IN ({messages})")
 }
 
-/// The rows by their ids, runs of neighbours as ranges, which the database reads for less; `None` if
-/// there is no run.
+fn list<'a>(rows: impl Iterator<Item = &'a Delivered> + Clone) -> String {
+    format!("o.id IN ({})", List(rows.map(|row| row.id.position)))
+}
+
+/// The rows by their ids, runs of neighbours as ranges, which the database reads for less.
 ///
 /// A range is read until a row behind its end is met. Were that one of a writer who has not
 /// committed, the delete would wait for the writer: so the last row of a run is in the list, and is
-/// what the range meets. It is not there if the row was settled before.
-fn ranges(rows: &[Delivered]) -> Option<String> {
-    let (mut ranges, mut list) = (String::new(), Vec::with_capacity(rows.len()));
+/// what the range meets. Rows that may be gone are only listed.
+fn ranges(rows: &[Delivered]) -> String {
+    let (mut ranges, mut listed) = (String::new(), Vec::with_capacity(rows.len()));
     let position = |row: &Delivered| row.id.position;
     for run in rows.chunk_by(|row, next| position(row).0.checked_add(1) == Some(position(next).0)) {
         match run {
             [first, .., before, last] if run.len() >= RUN => {
                 let (first, before) = (position(first), position(before));
                 _ = write!(ranges, "o.id BETWEEN {first} AND {before} OR ");
-                list.push(position(last));
+                listed.push(last);
             }
-            _ => list.extend(run.iter().map(position)),
+            _ => listed.extend(run),
         }
     }
-    (!ranges.is_empty()).then(|| format!("{ranges}o.id IN ({})", List(list)))
-}
-
-/// Settles the delivered rows that `ids` names. Every deleted row holds an acknowledged message: ids
-/// may have been reused after a fail-over.
-fn delivered(tables: &Tables, rows: &[Delivered], ids: &str, is_archived: bool) -> String {
-    let messages = List(rows.iter().map(|row| Hex(row.id.message.as_bytes())));
-    let acknowledged = format!("({ids}) AND o.message_id IN ({messages})");
-    let delete = delete_sql(tables, &acknowledged);
-    if is_archived { archive(tables, rows, &acknowledged, &delete) } else { delete }
+    ranges + &list(listed.into_iter())
 }
 
 /// Deletes rows of the outbox by their ids. With a list that is long beside the table both servers
@@ -129,8 +120,8 @@ fn receipt(row: &Delivered) -> String {
     format!("[{},{partition},{offset}]", row.id.position)
 }
 
-fn fail(tables: &Tables, rows: &[Failed]) -> Packet<'static> {
-    let mut packet = Packet { text: "BEGIN;".to_owned(), in_ranges: None, decisive: Vec::new() };
+fn fail(tables: &Tables, rows: &[Failed]) -> Packet {
+    let mut packet = Packet { text: "BEGIN;".to_owned(), decisive: Vec::new() };
     let mut statements = 1;
     for row in rows {
         packet.decisive.push((statements, row.id.position));

@@ -44,8 +44,12 @@ impl Conduct {
         wrong
     }
 
-    pub(super) fn settles(&mut self, number: u64, order: &SettleOrder) {
-        self.settles.insert(number, order.request().delivered.len() as isize);
+    /// The worker settles; tells whether it keeps from the store that it does so again.
+    pub(super) fn settles(&mut self, number: u64, order: &SettleOrder) -> Option<String> {
+        let request = order.request();
+        let before = self.settles.insert(number, request.delivered.len() as isize);
+        (before.is_some() != request.repeated)
+            .then(|| format!("settle: {number} tells of its repetition: {}", request.repeated))
     }
 
     /// Messages at the broker without an answer.

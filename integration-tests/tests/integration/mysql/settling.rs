@@ -70,11 +70,19 @@ on_both! {
         lab.outbox.add(&mut open, message("open")).await?;
 
         // With a list that is long beside the table servers would rather read the whole table, and
-        // so lock or wait for rows that are not listed.
-        let (deleted, rest) = rows.split_at(150);
-        let (archived, rest) = rest.split_at(45);
-        for (rows, archive) in [(deleted, false), (archived, true)] {
-            let rows: Vec<_> = rows.iter().map(delivered).collect();
+        // so lock or wait for rows that are not listed. Neighbours are not listed.
+        let (listed, rest) = rows.split_at(150);
+        let (neighbours, rest) = rest.split_at(45);
+        let (some, others) = neighbours.split_at(20);
+        let every_second = |turn| listed.iter().skip(turn).step_by(2).map(delivered).collect();
+        let each = |rows: &[Delivery]| rows.iter().map(delivered).collect();
+        let settles: [(Vec<_>, _); 4] = [
+            (every_second(0), false),
+            (every_second(1), true),
+            (each(some), false),
+            (each(others), true),
+        ];
+        for (rows, archive) in settles {
             in_time(lab.store.settle(Settle::new(&rows, &[]).archive(archive))).await?;
         }
         use Settlement::{Dead, Held, Retry};
@@ -99,10 +107,10 @@ on_both! {
         let mut open = writer.begin().await?;
         lab.outbox.add(&mut open, message("open")).await?;
         in_time(lab.store.settle(Settle::new(&rows, &[]))).await?;
-        // A range of rows that are gone ends at the open one, and is given up for a list.
+        // A range of rows that are gone would end at the open one.
         for archive in [false, true] {
-            let settled = lab.store.settle(Settle::new(&rows, &[]).archive(archive)).await?;
-            assert_eq!(settled.refused, []);
+            let settle = Settle::new(&rows, &[]).archive(archive).repeated(true);
+            assert_eq!(in_time(lab.store.settle(settle)).await?.refused, []);
         }
         open.commit().await?;
         assert_eq!(lab.pending().await?.len(), 1);

@@ -126,7 +126,9 @@ impl World {
             }),
             Action::Claim(order) => self.claim(index, life, order),
             Action::Settle(number, order) => {
-                self.workers[index].conduct.settles(number, &order);
+                if let Some(wrong) = self.workers[index].conduct.settles(number, &order) {
+                    self.log.violate(wrong);
+                }
                 let input = move |result| Input::Settled(number, result);
                 self.call(index, life, input, move |world| {
                     let (settled, delivered) = world.database.settle(&order.request(), world.now);
