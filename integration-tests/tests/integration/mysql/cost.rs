@@ -4,6 +4,7 @@
 
 use std::env;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use anyhow::ensure;
 use integration_tests::database::Options;
@@ -18,12 +19,18 @@ use super::*;
 /// Longer than the test: every row is inside the grace all the time.
 const GRACE: Duration = Duration::from_secs(3_600);
 
-/// A claim may become slower by this factor.
+/// A claim with nothing else going on may become slower by this factor.
 const BOUND: f64 = 1.1;
+
+/// And so may a dispatcher's claim beside its traffic. On a fast machine MariaDB is at 1.2 to 1.5,
+/// after 20,000 rows as after 300,000, though the claim alone is at 1. Claims that pass the delivered
+/// rows are at 2.1 and more.
+const BUSY_BOUND: f64 = 1.8;
 
 /// Noise only ever adds to a ratio of medians, or takes from it: one good round is proof.
 const ROUNDS: usize = 8;
 const MESSAGES_A_ROUND: usize = 150;
+const CLAIMS_A_ROUND: usize = 300;
 
 fn rows() -> usize {
     let given = env::var("OUTBOX_COST_ROWS").ok();
@@ -67,6 +74,32 @@ fn start(lab: &Lab) -> Result<Claims> {
     Ok(claims)
 }
 
+/// The median time of pages behind the last row, read in turns from two outboxes.
+async fn claims_in_turns(labs: [&Lab; 2]) -> Result<[Duration; 2]> {
+    let all = lanes(16);
+    let mut ends = [Position::START; 2];
+    for (lab, end) in labs.iter().zip(&mut ends) {
+        let mut connection = lab.connect().await?;
+        let next = "SELECT CAST(AUTO_INCREMENT AS SIGNED) FROM information_schema.tables \
+                    WHERE table_schema = DATABASE() AND table_name = 'outbox'";
+        // MySQL shows what it remembers of a table, for a day, unless it was analysed since.
+        run(&mut connection, "ANALYZE TABLE outbox").await?;
+        *end = Position(u64::try_from(number(&mut connection, next).await?)? - 1);
+    }
+    let mut took = [const { Vec::new() }; 2];
+    for _ in 0..CLAIMS_A_ROUND {
+        for ((lab, end), took) in labs.iter().zip(ends).zip(&mut took) {
+            let began = Instant::now();
+            lab.store.claim(Claim::new(1 << 20).page(Page::new(&all, end, 1_000))).await?;
+            took.push(began.elapsed());
+        }
+    }
+    Ok(took.map(|mut took| {
+        took.sort_unstable();
+        took[took.len() / 2]
+    }))
+}
+
 async fn delivered_rows_that_are_not_purged_do_not_slow_a_claim(engine: Engine) -> Result<()> {
     if Backend::Database(engine).is_left_out() {
         return Ok(());
@@ -86,7 +119,7 @@ async fn delivered_rows_that_are_not_purged_do_not_slow_a_claim(engine: Engine) 
     }
     until_empty(&used).await?;
     // The same trickle for both at once: whatever disturbs one disturbs the other.
-    let mut best = f64::INFINITY;
+    let (mut alone, mut busy) = (f64::INFINITY, f64::INFINITY);
     for _ in 0..ROUNDS {
         fresh_claims.take();
         used_claims.take();
@@ -94,17 +127,23 @@ async fn delivered_rows_that_are_not_purged_do_not_slow_a_claim(engine: Engine) 
             let key = n.to_string();
             tokio::try_join!(fresh.add(vec![message(&key)]), used.add(vec![message(&key)]))?;
         }
-        let (fresh, used) = (fresh_claims.median(), used_claims.median());
-        let ratio = used.as_secs_f64() / fresh.as_secs_f64();
+        let by_dispatchers = [fresh_claims.median(), used_claims.median()];
+        for lab in [&fresh, &used] {
+            until_empty(lab).await?;
+        }
+        let by_stores = claims_in_turns([&fresh, &used]).await?;
+        let ratio = |[fresh, used]: [Duration; 2]| used.as_secs_f64() / fresh.as_secs_f64();
+        (alone, busy) = (alone.min(ratio(by_stores)), busy.min(ratio(by_dispatchers)));
         println!(
-            "{engine}: a claim takes {fresh:?}, after {rows} delivered rows {used:?}: {ratio:.3}"
+            "{engine}: a claim takes {by_stores:?} alone and {by_dispatchers:?} beside traffic, the \
+             second after {rows} delivered rows: {alone:.3}, {busy:.3}"
         );
-        best = best.min(ratio);
-        if best < BOUND {
+        if alone < BOUND && busy < BUSY_BOUND {
             break;
         }
     }
-    ensure!(best < BOUND, "claims are slower by the factor {best:.3}");
+    ensure!(alone < BOUND, "claims are slower by the factor {alone:.3}");
+    ensure!(busy < BUSY_BOUND, "claims beside traffic are slower by the factor {busy:.3}");
     run(&mut snapshot, "COMMIT").await
 }
 
