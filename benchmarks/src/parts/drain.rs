@@ -66,7 +66,7 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     let stages = stages(lab, &site, kafka, rows).await?;
     let loops = loops(lab, &site, kafka, rows).await?;
 
-    let (ratio, by_ranges) = (ours.ratio(limit), ours.ratio(ranged));
+    let (ratio, ranged_ratio) = (ours.ratio(limit), ours.ratio(ranged));
     page.say(format!("## {engine}"));
     let mut table = vec![
         ["**outbox**".to_owned(), ours.rate(), "1.00".to_owned()],
@@ -78,7 +78,7 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
         [
             "**the same, deleted by ranges**".to_owned(),
             ranged.rate(),
-            share(1.0 / by_ranges.median()),
+            share(1.0 / ranged_ratio.median()),
         ],
     ];
     let relative = |runs: &Runs| share(runs.median() / ours.median());
@@ -125,7 +125,7 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     );
     let (skip, classic) =
         (ours.median() / loops[0].1.median(), ours.median() / loops[1].1.median());
-    for (name, ratio) in [("", &ratio), (" that deletes by ranges", &by_ranges)] {
+    for (name, ratio) in [("", &ratio), (" that deletes by ranges", &ranged_ratio)] {
         page.verdict(
             format!("{engine}: outbox by the overlapped limit{name}"),
             ratio.show(share),

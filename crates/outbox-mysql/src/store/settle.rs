@@ -17,7 +17,8 @@ use crate::text::{Answer, Hex, LIST, List};
 /// So many failures share one transaction: it holds their lanes' rows, so it must be short.
 const FAILURES: usize = 100;
 
-/// So many neighbours are a range: for fewer it saves nothing (`cargo xtask bench statements`).
+/// So many neighbours are a range: about the fewest for which it saves something. What runs of several
+/// lengths save: `cargo xtask bench statements`.
 const RUN: usize = 8;
 
 /// One packet, and which of its answers decide about which failed row.
