@@ -13,6 +13,7 @@ mod lanes;
 mod late;
 mod leasing;
 mod neighbour;
+
 mod plans;
 mod refusing;
 mod secrets;

@@ -44,9 +44,11 @@ async fn nothing_is_open(lab: &Lab) -> Result<()> {
     loop {
         // The server renews what it shows of transactions only after it was not asked for 100 ms.
         tokio::time::sleep(Duration::from_millis(200)).await;
-        match number(&mut connection, sql).await? {
-            0 => return Ok(()),
-            open => ensure!(start.elapsed() < SOON, "{open} transactions are open"),
+        match number(&mut connection, sql).await {
+            Ok(0) => return Ok(()),
+            Ok(open) => ensure!(start.elapsed() < SOON, "{open} transactions are open"),
+            // MySQL fails to show statements with bytes that are no text, while one runs.
+            Err(error) => ensure!(start.elapsed() < SOON, "{error:#}"),
         }
     }
 }

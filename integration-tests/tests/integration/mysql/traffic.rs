@@ -63,8 +63,6 @@ impl Relays {
 pub(super) struct Writers {
     stop: Arc<AtomicBool>,
     running: JoinSet<Result<Written>>,
-    /// The ids of their connections on the server.
-    pub(super) connections: Vec<u64>,
 }
 
 /// What writers committed.
@@ -90,14 +88,10 @@ impl Writers {
         run(&mut connection, format!("{table}; INSERT INTO aggregate VALUES {}", rows.join(", ")))
             .await?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (mut running, mut connections) = (JoinSet::new(), Vec::new());
+        let mut running = JoinSet::new();
         for writer in 0..count {
             let mut connection = lab.connect().await?;
             run(&mut connection, first).await?;
-            let id: u64 = sqlx::query_scalar("SELECT CAST(CONNECTION_ID() AS UNSIGNED)")
-                .fetch_one(&mut connection)
-                .await?;
-            connections.push(id);
             let (outbox, stop) = (lab.outbox.clone(), Arc::clone(&stop));
             running.spawn(async move {
                 let mut written = Written::default();
@@ -112,7 +106,7 @@ impl Writers {
                 Ok(written)
             });
         }
-        Ok(Self { stop, running, connections })
+        Ok(Self { stop, running })
     }
 
     pub(super) async fn stop(self) -> Result<Written> {
