@@ -178,6 +178,7 @@ fn initial_status() -> Status {
         health: Health::Starting,
         lanes: 0,
         in_flight: 0,
+        content_bytes: 0,
         known: 0,
         held_keys: 0,
         closed_topics: Vec::new(),

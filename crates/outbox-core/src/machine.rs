@@ -610,6 +610,7 @@ impl Machine {
             health: self.health(now),
             lanes: self.leases.len(),
             in_flight: self.in_flight(),
+            content_bytes: self.loaded_bytes,
             known: self.rows.len() + self.lanes.values().map(LaneRows::unread_count).sum::<usize>(),
             held_keys: self.watched.iter().filter(|p| self.is_held(**p)).count(),
             closed_topics: closed.map(|topic| Arc::clone(&topic.name)).collect(),

@@ -60,8 +60,9 @@ impl Observer for MetricsObserver {
                 };
                 histogram.record(took.as_secs_f64());
             }
-            Event::Sampled { in_flight, lanes } => {
+            Event::Sampled { in_flight, content_bytes, lanes } => {
                 ::metrics::gauge!("outbox_in_flight").set(*in_flight as f64);
+                ::metrics::gauge!("outbox_content_bytes").set(*content_bytes as f64);
                 ::metrics::gauge!("outbox_lanes").set(*lanes as f64);
             }
             Event::LanesLost { lanes } => {
@@ -101,7 +102,7 @@ mod tests {
             observer.observe(&Event::BacklogSampled { backlog });
             observer.observe(&published("orders"));
             observer.observe(&published("unnamed"));
-            observer.observe(&Event::Sampled { in_flight: 3, lanes: 16 });
+            observer.observe(&Event::Sampled { in_flight: 3, content_bytes: 70, lanes: 16 });
             observer.observe(&Event::CircuitOpened);
         });
         let seen: Vec<String> = snapshotter
@@ -120,6 +121,7 @@ mod tests {
             "outbox_dead_messages [] Gauge(2.0)",
             "outbox_published_total [\"orders\"] Counter(1)",
             "outbox_published_total [\"other\"] Counter(1)",
+            "outbox_content_bytes [] Gauge(70.0)",
             "outbox_in_flight [] Gauge(3.0)",
             "outbox_lanes [] Gauge(16.0)",
             "outbox_circuit_open [] Gauge(1.0)",

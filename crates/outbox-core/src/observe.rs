@@ -142,10 +142,12 @@ pub enum Event {
         /// How long.
         took: Duration,
     },
-    /// In flight and lanes after a round of work.
+    /// In flight, content and lanes after a round of work.
     Sampled {
         /// Published and not yet confirmed settled.
         in_flight: usize,
+        /// Content held in memory, in bytes.
+        content_bytes: usize,
         /// Lanes held.
         lanes: usize,
     },

@@ -37,6 +37,7 @@ pub const BUGS: &[(&str, &str)] = &[
     ("answers-shifted", "answers are taken for the next message of the batch"),
     ("no-watchdog", "messages that are never answered stay outstanding"),
     ("unbounded-in-flight", "the cap of rows in flight is ignored"),
+    ("reserve-without-end", "rows that others wait for are read however many are held already"),
     ("circuit-stays-open", "an acknowledgement does not close the circuit"),
     ("deadline-after-the-reply", "a lease is counted from the answer, not from the request"),
     ("publish-past-the-deadline", "messages are sent that cannot be decided under the lease"),

@@ -15,6 +15,9 @@ pub struct Status {
     pub lanes: usize,
     /// Published and not yet confirmed settled.
     pub in_flight: usize,
+    /// Content of messages that is held in memory, in bytes: what was sent and not answered, and what
+    /// is to be sent next.
+    pub content_bytes: usize,
     /// Rows known, waiting ones included.
     pub known: usize,
     /// Keys whose first message is held, of the lanes held.

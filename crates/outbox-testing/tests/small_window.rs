@@ -149,3 +149,33 @@ async fn one_publish_takes_an_eighth_of_the_bytes_in_flight_at_most() {
     assert!(heaviest <= BYTES / 8 + PAYLOAD + 1_000, "{heaviest}");
     assert!(heaviest > BYTES / 10, "{heaviest}");
 }
+
+/// Messages that became visible behind later ones are read by position, beyond the window at that.
+#[tokio::test(start_paused = true)]
+async fn content_stays_within_the_window_and_a_quarter_while_the_broker_stands_still() {
+    const PAYLOAD: usize = 20_000;
+    const BYTES: usize = 50 * PAYLOAD;
+    let (store, broker) = (MemoryStore::with_lanes(LANES), MemoryBroker::new());
+    broker.set_latency(Duration::from_secs(3_600));
+    let mut late = Vec::new();
+    for key in 0..500 {
+        let mut tx = store.begin();
+        let large = Message::builder("orders").key(key.to_string()).payload([7; PAYLOAD]);
+        store.outbox().add(&mut tx, large.build().unwrap()).await.unwrap();
+        late.push(tx);
+    }
+    commit_with_gaps(&store, 0..50).await;
+    let dispatcher = Dispatcher::builder(store, broker).bytes_in_flight(BYTES).build().unwrap();
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    sleep(Duration::from_secs(1)).await;
+    late.into_iter().for_each(|tx| tx.commit());
+    let mut most = 0;
+    for _ in 0..100 {
+        sleep(Duration::from_millis(50)).await;
+        most = most.max(handle.status().content_bytes);
+    }
+    running.abort();
+    assert!(most <= BYTES + BYTES / 4 + 4 * PAYLOAD, "{most}");
+    assert!(most > BYTES / 2, "{most}");
+}

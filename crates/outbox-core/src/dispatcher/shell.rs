@@ -335,9 +335,13 @@ impl<'a> Run<'a> {
         if last || self.reported.elapsed() >= STATUS_EVERY {
             self.reported = Instant::now();
             let status = self.machine.status(self.now());
-            let (in_flight, lanes) = (status.in_flight, status.lanes);
+            let sampled = Event::Sampled {
+                in_flight: status.in_flight,
+                content_bytes: status.content_bytes,
+                lanes: status.lanes,
+            };
             *self.shell.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
-            self.observe(&Event::Sampled { in_flight, lanes });
+            self.observe(&sampled);
         }
     }
 

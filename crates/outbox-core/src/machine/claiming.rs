@@ -20,9 +20,12 @@ const WATCH_ROWS: usize = 500;
 const PROBE_ROWS: usize = 100;
 /// Rows of one step of the slow full sweep.
 const SCAN_ROWS: usize = 1_000;
-/// However full the window is, rows that bar others or head their key may be read up to this.
+/// However full the window is, rows that bar others or head their key may be read up to this in one
+/// claim, and up to a reserve in all: so many rows, and this share of the window's bytes.
 const RESERVE_ROWS: usize = 64;
 const RESERVE_BYTES: usize = 1 << 20;
+const RESERVE_ROWS_IN_ALL: usize = 1_024;
+const RESERVE_SHARE: usize = 8;
 /// Content asked for in one claim.
 const CLAIM_BYTES: usize = 16 << 20;
 
@@ -100,9 +103,14 @@ impl Machine {
         (room, room >= full_page.div_ceil(4) && bytes >= self.typical_bytes)
     }
 
-    /// Whether nothing that is loaded can move by itself.
+    /// Whether nothing that is loaded is on its way, nor about to be.
+    fn nothing_moves(&self) -> bool {
+        self.offered == 0 && self.ready.is_empty() && self.stalled_by_lane.is_empty()
+    }
+
+    /// Whether whatever is loaded waits for rows that were not read yet.
     fn is_waiting_for_rows(&self) -> bool {
-        self.offered == 0 && self.ready.is_empty() && self.thirsty.is_empty()
+        self.thirsty.is_empty() && self.nothing_moves()
     }
 
     pub(super) fn next_claim(&mut self, now: Time) -> Option<Action> {
@@ -158,20 +166,29 @@ impl Machine {
             .collect()
     }
 
+    /// How many rows may be read by position, and how much content.
+    fn fetch_room(&self) -> (usize, usize) {
+        let endless = seeded!("reserve-without-end");
+        let within = |limit: usize, reserve: usize, in_all: usize, loaded: usize| {
+            let left = (limit + in_all).saturating_sub(loaded);
+            let reserve = if endless { reserve } else { reserve.min(left) };
+            limit.saturating_sub(loaded).max(reserve)
+        };
+        let (limit, window) = (self.loaded_limit(), self.settings.bytes_in_flight);
+        let rows = within(limit, RESERVE_ROWS, RESERVE_ROWS_IN_ALL, self.loaded_rows);
+        let bytes = within(window, RESERVE_BYTES, window / RESERVE_SHARE, self.loaded_bytes);
+        (rows.min(FETCH_ROWS), bytes.min(CLAIM_BYTES))
+    }
+
     /// Rows by position: first those that bar their lane, then heads whose content is not here.
     /// Tells whether there are some of the first kind.
     fn add_fetch(&mut self, order: &mut ClaimOrder, now: Time) -> bool {
-        let limit = self.loaded_limit();
-        let mut rows = limit.saturating_sub(self.loaded_rows).min(FETCH_ROWS);
-        let mut bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
-        if self.loaded_rows < limit + 1_024 {
-            rows = rows.max(RESERVE_ROWS);
-            bytes = bytes.max(RESERVE_BYTES);
-        }
-        bytes = bytes.min(CLAIM_BYTES);
+        let (rows, mut bytes) = self.fetch_room();
         order.bytes = bytes;
+        // A message is never too large to be read, only to be read now.
+        let one = rows.min(bytes) > 0 || self.nothing_moves();
         let mut take = |position: Position, size: usize, fetch: &mut Vec<Position>| {
-            let fits = fetch.is_empty() || (fetch.len() < rows && size <= bytes);
+            let fits = if fetch.is_empty() { one } else { fetch.len() < rows && size <= bytes };
             if fits {
                 bytes = bytes.saturating_sub(size);
                 fetch.push(position);

@@ -23,6 +23,9 @@ use super::log::Log;
 use super::{Mode, Plan, Report};
 
 const TOPICS: [&str; 3] = ["orders", "skipping", "late"];
+/// The payload of a large message, in bytes, and what its key and framing may add.
+const LARGE: usize = 3_000;
+const FRAMING: usize = 200;
 /// After the storm everything must be delivered within this time: leases, back-offs and probes
 /// all end well before.
 const CALM_AFTER: Duration = Duration::from_secs(150);

@@ -8,7 +8,7 @@ use outbox_core::machine::{Action, Input, Machine};
 use outbox_core::store::{Backlog, KeepLeases, Release, StoreProfile};
 use rand::Rng;
 
-use super::World;
+use super::{FRAMING, LARGE, World};
 use crate::simulation::conduct::Conduct;
 
 impl World {
@@ -95,6 +95,7 @@ impl World {
             }
             let Some(machine) = &mut worker.machine else { return };
             let Some(action) = machine.poll(self.now) else { break };
+            self.judge_content(index);
             self.perform(index, action);
         }
         let now = self.now;
@@ -112,6 +113,17 @@ impl World {
                 world.act(index);
             }
         });
+    }
+
+    /// Content stays within the window, a quarter of it and a few messages: a page or a fetch may
+    /// bring one that is larger than the room there is.
+    fn judge_content(&mut self, index: usize) {
+        let Some(machine) = &self.workers[index].machine else { return };
+        let held = machine.status(self.now).content_bytes;
+        let window = self.plan.settings.bytes_in_flight;
+        if held > window + window / 4 + 4 * (LARGE + FRAMING) {
+            self.log.violate(format!("content: {held} bytes are held in a window of {window}"));
+        }
     }
 
     fn perform(&mut self, index: usize, action: Action) {

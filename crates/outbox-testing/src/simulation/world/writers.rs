@@ -5,7 +5,7 @@ use std::time::Duration;
 use outbox_core::{Lane, Message, MessageId};
 use rand::Rng;
 
-use super::{TOPICS, World};
+use super::{LARGE, TOPICS, World};
 use crate::simulation::database::Visibility;
 
 impl World {
@@ -111,7 +111,7 @@ impl World {
         let mut bytes = [0; 16];
         bytes[8..].copy_from_slice(&self.made.to_be_bytes());
         let id = MessageId::from_bytes(bytes);
-        let size = if self.random.random_ratio(1, 20) { 3_000 } else { 10 };
+        let size = if self.random.random_ratio(1, 20) { LARGE } else { 10 };
         let builder = Message::builder(topic).id(id).payload(vec![0; size]);
         let builder = match key {
             Some(key) => builder.key(key),
