@@ -103,12 +103,10 @@ impl Broker for Webhook {
         BrokerProfile::new(MAX_MESSAGE_BYTES, self.timeout * 2)
     }
 
-    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
         let until = Instant::now() + self.timeout;
         let queues = stream::iter(queues(batch));
-        queues
-            .for_each_concurrent(CONCURRENT, |queue| self.send(batch, queue, until, outcomes))
-            .await;
+        queues.for_each_concurrent(CONCURRENT, |queue| self.send(queue, until, outcomes)).await;
     }
 
     async fn check(&self) -> Result<(), PublishError> {
@@ -129,16 +127,9 @@ impl Broker for Webhook {
 
 impl Webhook {
     /// Sends messages one after the other. Behind one that failed none is sent, or it would pass.
-    async fn send(
-        &self,
-        batch: &[Outgoing],
-        queue: Vec<usize>,
-        until: Instant,
-        outcomes: &Outcomes,
-    ) {
+    async fn send(&self, queue: Vec<(usize, Outgoing)>, until: Instant, outcomes: &Outcomes) {
         let mut passable = true;
-        for index in queue {
-            let outgoing = &batch[index];
+        for (index, outgoing) in queue {
             let too_late = outgoing.is_overdue() || Instant::now() >= until;
             let sent = if passable && !too_late {
                 self.post(&outgoing.delivery).await
@@ -182,13 +173,13 @@ impl Webhook {
 }
 
 /// The messages of one topic and key, in their order; a message without a key has none.
-fn queues(batch: &[Outgoing]) -> Vec<Vec<usize>> {
-    let (mut queues, mut keyed) = (Vec::new(), BTreeMap::<_, Vec<usize>>::new());
-    for (index, outgoing) in batch.iter().enumerate() {
+fn queues(batch: Vec<Outgoing>) -> Vec<Vec<(usize, Outgoing)>> {
+    let (mut queues, mut keyed) = (Vec::new(), BTreeMap::<_, Vec<_>>::new());
+    for (index, outgoing) in batch.into_iter().enumerate() {
         let message = &outgoing.delivery.message;
-        match message.key() {
-            Some(key) => keyed.entry((message.topic(), key)).or_default().push(index),
-            None => queues.push(vec![index]),
+        match message.key().map(|key| (message.topic().to_owned(), key.to_vec())) {
+            Some(queue) => keyed.entry(queue).or_default().push((index, outgoing)),
+            None => queues.push(vec![(index, outgoing)]),
         }
     }
     queues.extend(keyed.into_values());
@@ -388,7 +379,7 @@ mod tests {
             Outgoing::new(delivery, Instant::now() + Duration::from_secs(3_600))
         });
         let outcomes = Outcomes::new(N, Arc::default());
-        broker.publish(&batch, &outcomes).await;
+        broker.publish(batch.into(), &outcomes).await;
         let mut kinds = [None; N];
         for (index, outcome) in outcomes.take() {
             if let Outcome::Failed(kind, _) = outcome {

@@ -56,7 +56,9 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
     /// - The first message of a key in the batch is handed over before the next one of it.
     /// - Nothing stays undecided longer than [`BrokerProfile::undecided`].
     /// - [`PublishErrorKind::Rejected`] is answered only for a message that was refused alone.
-    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes);
+    /// - Content is dropped once the broker needs it no more: the dispatcher counts a message's
+    ///   content until its answer, and lets other content take its place then.
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes);
 
     /// A cheap round trip that tells whether publishing can work at all.
     ///
@@ -76,7 +78,7 @@ impl<B: Broker + ?Sized> Broker for std::sync::Arc<B> {
         B::profile(self)
     }
 
-    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
         B::publish(self, batch, outcomes).await;
     }
 

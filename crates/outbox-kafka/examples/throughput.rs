@@ -4,8 +4,8 @@
 //! The bare producer runs twice: as it is, and with the header `outbox-id`, which is the price of
 //! telling repetitions apart and not of the broker.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use outbox_core::broker::{Broker, Outcomes, Outgoing};
@@ -110,13 +110,15 @@ async fn through_broker(broker: &KafkaBroker, messages: &[Message]) -> f64 {
     };
     let batches: Vec<Vec<Outgoing>> =
         messages.chunks(BATCH).map(|chunk| chunk.iter().map(outgoing).collect()).collect();
-    let next = AtomicUsize::new(0);
+    let batches = Mutex::new(batches.into_iter());
+    let next = || batches.lock().expect("nobody panicked").next();
     let started = Instant::now();
     let worker = async || {
-        while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let outcomes = Outcomes::new(batch.len(), Arc::default());
+        while let Some(batch) = next() {
+            let count = batch.len();
+            let outcomes = Outcomes::new(count, Arc::default());
             broker.publish(batch, &outcomes).await;
-            assert!(outcomes.take().len() == batch.len());
+            assert!(outcomes.take().len() == count);
         }
     };
     futures_util::future::join_all((0..CONCURRENT).map(|_| worker())).await;

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use outbox_core::broker::{Outcomes, PublishError, PublishErrorKind};
 use outbox_core::delivery::Receipt;
 use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{BorrowedMessage, OwnedMessage};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::verdict::{self, Verdict};
 
@@ -17,8 +19,17 @@ pub(crate) struct Batch {
     outcomes: Outcomes,
     alone: bool,
     open: AtomicUsize,
-    suspects: Mutex<Vec<usize>>,
+    suspects: Mutex<Vec<Suspect>>,
     changed: Notify,
+}
+
+/// A message that was refused together with others, as librdkafka gave it back: nobody else has kept
+/// its content.
+#[derive(Debug)]
+pub(crate) struct Suspect {
+    pub(crate) index: usize,
+    pub(crate) message: OwnedMessage,
+    pub(crate) not_after: Instant,
 }
 
 impl Batch {
@@ -43,9 +54,9 @@ impl Batch {
     }
 
     /// The ticket of the message at `index`. The batch stays open until it is gone.
-    pub(crate) fn ticket(self: &Arc<Self>, index: usize) -> Box<Ticket> {
+    pub(crate) fn ticket(self: &Arc<Self>, index: usize, not_after: Instant) -> Box<Ticket> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Box::new(Ticket { batch: Arc::clone(self), index })
+        Box::new(Ticket { batch: Arc::clone(self), index, not_after })
     }
 
     /// Whether every ticket came back.
@@ -59,23 +70,26 @@ impl Batch {
     }
 
     /// Takes the suspects, in the order of the batch.
-    pub(crate) fn take_suspects(&self) -> Vec<usize> {
+    pub(crate) fn take_suspects(&self) -> Vec<Suspect> {
         let mut suspects =
             std::mem::take(&mut *self.suspects.lock().unwrap_or_else(PoisonError::into_inner));
-        suspects.sort_unstable();
+        suspects.sort_unstable_by_key(|suspect| suspect.index);
         suspects
     }
 
-    fn answer(&self, index: usize, report: Result<Receipt, RDKafkaErrorCode>) {
-        let code = match report {
+    fn answer(&self, ticket: &Ticket, report: Report<'_>) {
+        let index = ticket.index;
+        let (code, message) = match report {
             Ok(receipt) => return self.outcomes.delivered(index, receipt),
-            Err(code) => code,
+            Err(refusal) => refusal,
         };
         let kind = match verdict::of_report(code) {
             Verdict::Known(kind) => kind,
             Verdict::Suspect if self.alone => PublishErrorKind::Rejected,
             Verdict::Suspect => {
-                self.suspects.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+                let suspect =
+                    Suspect { index, message: message.detach(), not_after: ticket.not_after };
+                self.suspects.lock().unwrap_or_else(PoisonError::into_inner).push(suspect);
                 return self.changed.notify_one();
             }
             Verdict::Unlisted => {
@@ -87,17 +101,21 @@ impl Batch {
     }
 }
 
+/// What librdkafka reports of a message: a receipt, or why it failed.
+pub(crate) type Report<'a> = Result<Receipt, (RDKafkaErrorCode, &'a BorrowedMessage<'a>)>;
+
 /// Travels with a message through librdkafka and answers for it, even when nobody waits any more.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     batch: Arc<Batch>,
     index: usize,
+    not_after: Instant,
 }
 
 impl Ticket {
     /// Answers for the message. A panic in the answer must not unwind into librdkafka.
-    pub(crate) fn report(&self, report: Result<Receipt, RDKafkaErrorCode>) {
-        let answer = || self.batch.answer(self.index, report);
+    pub(crate) fn report(&self, report: Report<'_>) {
+        let answer = || self.batch.answer(self, report);
         if catch_unwind(AssertUnwindSafe(answer)).is_err() {
             let unknown =
                 || self.batch.outcomes.failed(self.index, PublishErrorKind::Unknown.into());

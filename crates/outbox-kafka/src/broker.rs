@@ -8,13 +8,13 @@ use async_trait::async_trait;
 use outbox_core::broker::{
     Broker, BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind,
 };
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseProducer, Producer as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Suspect};
 use crate::builder::KafkaBuilder;
 use crate::context::Context;
 use crate::partitions::{Partitions, Route};
@@ -77,21 +77,22 @@ impl KafkaBroker {
         });
     }
 
-    /// Hands over the messages of a batch in order, without a pause unless the queue is full.
-    async fn hand_over(&self, messages: &[Outgoing], batch: &Arc<Batch>, outcomes: &Outcomes) {
-        let give_up = Instant::now() + self.timing.queue;
+    /// Hands over the messages of a batch in order, without a pause unless the queue is full. What
+    /// librdkafka has taken it holds in a copy of its own: ours is dropped.
+    async fn hand_over(&self, messages: Vec<Outgoing>, batch: &Arc<Batch>, outcomes: &Outcomes) {
+        let (count, give_up) = (messages.len(), Instant::now() + self.timing.queue);
         let fail_from = |first: usize, kind, code| {
-            (first..messages.len()).for_each(|index| fail(outcomes, index, kind, code));
+            (first..count).for_each(|index| fail(outcomes, index, kind, code));
         };
         let Ok(_turn) = timeout_at(give_up, self.turn.lock()).await else {
             return fail_from(0, PublishErrorKind::NotSent, RDKafkaErrorCode::QueueFull);
         };
-        let producer = match self.slot(messages.len()).producer() {
+        let producer = match self.slot(count).producer() {
             Ok(producer) => producer,
             Err(refusal) => return fail_from(0, refusal.kind, refusal.code),
         };
         let (mut gate, now) = (self.partitions.gate(), std::time::Instant::now());
-        for (index, outgoing) in messages.iter().enumerate() {
+        for (index, outgoing) in messages.into_iter().enumerate() {
             let message = &outgoing.delivery.message;
             let partition = match gate.route(message, now) {
                 Route::Own => message.partition(),
@@ -102,7 +103,7 @@ impl KafkaBroker {
                     continue;
                 }
             };
-            while let Err(code) = self.send(&producer, outgoing, partition, index, batch) {
+            while let Err(code) = self.send(&producer, &outgoing, partition, index, batch) {
                 let kind = verdict::of_refusal(code);
                 match code {
                     RDKafkaErrorCode::QueueFull if Instant::now() < give_up => {
@@ -136,41 +137,41 @@ impl KafkaBroker {
         if outgoing.delivery.message.size() > self.profile.max_message_bytes {
             return Err(RDKafkaErrorCode::MessageSizeTooLarge);
         }
-        producer.send(record::of(outgoing, partition, batch.ticket(index))).map_err(|(error, _)| {
-            error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::InvalidTopic)
-        })
+        let ticket = batch.ticket(index, outgoing.not_after);
+        producer.send(record::of(outgoing, partition, ticket)).map_err(|(error, _)| code_of(&error))
     }
 
     /// Sends suspects again, each in a request of its own, one after the other. They were refused,
     /// so they are certainly not in the log: what there is no time for is not sent.
-    async fn isolate(
-        &self,
-        suspects: Vec<usize>,
-        messages: &[Outgoing],
-        outcomes: &Outcomes,
-        end: Instant,
-    ) {
+    async fn isolate(&self, suspects: Vec<Suspect>, outcomes: &Outcomes, end: Instant) {
         let now = Instant::now();
         let start_by = end.min(now + self.timing.isolation) - self.timing.alone();
         let mut suspects = suspects.into_iter();
         let turn = timeout_at(start_by, self.turn_alone.lock()).await;
         while turn.is_ok() && Instant::now() < start_by {
-            let Some(index) = suspects.next() else { return };
-            self.send_alone(index, &messages[index], outcomes).await;
+            let Some(suspect) = suspects.next() else { return };
+            self.send_alone(&suspect, outcomes).await;
         }
-        for index in suspects {
-            fail(outcomes, index, PublishErrorKind::NotSent, RDKafkaErrorCode::TimedOutQueue);
+        for suspect in suspects {
+            let code = RDKafkaErrorCode::TimedOutQueue;
+            fail(outcomes, suspect.index, PublishErrorKind::NotSent, code);
         }
     }
 
-    async fn send_alone(&self, index: usize, outgoing: &Outgoing, outcomes: &Outcomes) {
+    async fn send_alone(&self, suspect: &Suspect, outcomes: &Outcomes) {
+        let index = suspect.index;
         let producer = match self.alone.producer() {
             Ok(producer) => producer,
             Err(refusal) => return fail(outcomes, index, refusal.kind, refusal.code),
         };
         let batch = Batch::alone(outcomes);
-        let partition = outgoing.delivery.message.partition();
-        if let Err(code) = self.send(&producer, outgoing, partition, index, &batch) {
+        let sent = if Instant::now() >= suspect.not_after {
+            Err(RDKafkaErrorCode::Outdated)
+        } else {
+            let record = record::again(&suspect.message, batch.ticket(index, suspect.not_after));
+            producer.send(record).map_err(|(error, _)| code_of(&error))
+        };
+        if let Err(code) = sent {
             return fail(outcomes, index, verdict::of_refusal(code), code);
         }
         drop(producer);
@@ -184,14 +185,20 @@ impl KafkaBroker {
     }
 }
 
+/// Why librdkafka did not take a message.
+fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
+    error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::InvalidTopic)
+}
+
 #[async_trait]
 impl Broker for KafkaBroker {
     fn profile(&self) -> BrokerProfile {
         self.profile
     }
 
-    async fn publish(&self, messages: &[Outgoing], outcomes: &Outcomes) {
+    async fn publish(&self, messages: Vec<Outgoing>, outcomes: &Outcomes) {
         let end = Instant::now() + self.timing.undecided() - self.timing.slack;
+        let count = messages.len();
         if let Some(first) = messages.first() {
             self.topic.get_or_init(|| first.delivery.message.topic().to_owned());
         }
@@ -202,12 +209,12 @@ impl Broker for KafkaBroker {
             let settled = batch.is_settled();
             let suspects = batch.take_suspects();
             if !suspects.is_empty() {
-                self.isolate(suspects, messages, outcomes, end).await;
+                self.isolate(suspects, outcomes, end).await;
             } else if settled {
                 return;
             } else if timeout_at(end, batch.changed()).await.is_err() {
-                self.slot(messages.len()).retire_if_dead();
-                (0..messages.len()).for_each(|index| fail_timed_out(outcomes, index));
+                self.slot(count).retire_if_dead();
+                (0..count).for_each(|index| fail_timed_out(outcomes, index));
                 return;
             }
         }

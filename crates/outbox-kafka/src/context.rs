@@ -106,7 +106,7 @@ impl ProducerContext for Context {
                     let (topic, partition) = (message.topic(), message.partition());
                     shielded(|| self.partitions.timed_out(topic, partition, Instant::now()));
                 }
-                ticket.report(Err(code));
+                ticket.report(Err((code, message)));
             }
         }
     }

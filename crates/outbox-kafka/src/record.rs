@@ -2,7 +2,7 @@
 
 use outbox_core::broker::Outgoing;
 use outbox_core::message::header;
-use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::message::{Header, Message as _, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::BaseRecord;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -25,6 +25,22 @@ pub(crate) fn of(
         key: message.key(),
         timestamp: None,
         headers: Some(headers(outgoing)),
+        delivery_opaque: ticket,
+    }
+}
+
+/// The record of a message that was refused: as it was, to the partition that it was for.
+pub(crate) fn again(
+    message: &OwnedMessage,
+    ticket: Box<Ticket>,
+) -> BaseRecord<'_, [u8], [u8], Box<Ticket>> {
+    BaseRecord {
+        topic: message.topic(),
+        partition: Some(message.partition()),
+        payload: message.payload(),
+        key: message.key(),
+        timestamp: None,
+        headers: message.headers().cloned(),
         delivery_opaque: ticket,
     }
 }

@@ -49,7 +49,7 @@ async fn a_panic_in_a_callback_hangs_nothing() {
         let not_after = tokio::time::Instant::now() + Duration::from_secs(60);
         let outcomes = Outcomes::new(1, Arc::default());
         let started = std::time::Instant::now();
-        broker.publish(&[Outgoing::new(delivery, not_after)], &outcomes).await;
+        broker.publish(vec![Outgoing::new(delivery, not_after)], &outcomes).await;
         assert!(started.elapsed() < Duration::from_secs(4), "the publish hung");
         assert_eq!(outcomes.unanswered(), 0, "the panic took the answer with it");
         let text = format!("{:?}", outcomes.take());

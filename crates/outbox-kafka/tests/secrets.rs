@@ -86,7 +86,7 @@ async fn publish(broker: &KafkaBroker, payload: &str) -> String {
     let delivery = Delivery::new(Position::START, Lane(0), builder.build().expect("valid"));
     let not_after = tokio::time::Instant::now() + Duration::from_secs(60);
     let outcomes = Outcomes::new(1, Arc::default());
-    broker.publish(&[Outgoing::new(delivery, not_after)], &outcomes).await;
+    broker.publish(vec![Outgoing::new(delivery, not_after)], &outcomes).await;
     format!("{:?}", outcomes.take())
 }
 

@@ -52,7 +52,7 @@ async fn a_stuck_polling_thread_ends_as_unknown_and_is_replaced() {
         let delivery = Delivery::new(Position::START, Lane(0), message);
         let not_after = tokio::time::Instant::now() + Duration::from_secs(60);
         let outcomes = Outcomes::new(1, Arc::default());
-        broker.publish(&[Outgoing::new(delivery, not_after)], &outcomes).await;
+        broker.publish(vec![Outgoing::new(delivery, not_after)], &outcomes).await;
         outcomes.take().remove(0).1
     };
     let delivered = |outcome| matches!(outcome, outbox_core::broker::Outcome::Delivered(_));

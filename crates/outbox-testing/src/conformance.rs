@@ -49,14 +49,14 @@
 //!     }
 //!
 //!     // In the order of the batch: then the messages of each key are in theirs.
-//!     async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
-//!         for (index, outgoing) in batch.iter().enumerate() {
+//!     async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
+//!         for (index, outgoing) in batch.into_iter().enumerate() {
 //!             // Right before each message, not once for the batch.
 //!             if outgoing.is_overdue() {
 //!                 outcomes.failed(index, PublishErrorKind::NotSent.into());
 //!                 continue;
 //!             }
-//!             match self.send(outgoing) {
+//!             match self.send(&outgoing) {
 //!                 // As soon as it is known: answers count even if this call is then dropped.
 //!                 Ok(receipt) => outcomes.delivered(index, receipt),
 //!                 Err(kind) => outcomes.failed(index, kind.into()),

@@ -190,7 +190,7 @@ async fn answers_that_a_publish_gave_before_it_was_dropped_are_kept_and_true() {
             .map(|delivery| Outgoing::new(delivery, not_after))
             .collect();
         let outcomes = Outcomes::new(batch.len(), Arc::default());
-        let publish = drop_after(polls, broker.publish(&batch, &outcomes));
+        let publish = drop_after(polls, broker.publish(batch.clone(), &outcomes));
         // It hangs on one message: whoever waits longer drops it by a deadline.
         _ = tokio::time::timeout(Duration::from_secs(1), publish).await;
         let answered = outcomes.take();

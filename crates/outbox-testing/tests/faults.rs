@@ -18,7 +18,7 @@ fn outgoing(topic: &str, key: &str) -> Outgoing {
 /// `None` for a delivered message.
 async fn publish(broker: &MemoryBroker, batch: &[Outgoing]) -> Vec<Option<PublishErrorKind>> {
     let outcomes = Outcomes::new(batch.len(), Arc::default());
-    broker.publish(batch, &outcomes).await;
+    broker.publish(batch.to_vec(), &outcomes).await;
     let mut answers = outcomes.take();
     answers.sort_by_key(|(index, _)| *index);
     answers.into_iter().map(|(_, outcome)| kind(&outcome)).collect()
@@ -103,7 +103,7 @@ async fn a_hanging_publish_has_given_the_other_answers() {
     broker.fail_when(|d| d.message.key() == Some(b"a"), Fault::Hang);
     let outcomes = Outcomes::new(2, Arc::default());
     let batch = [outgoing("t", "a"), outgoing("t", "b")];
-    assert!(broker.publish(&batch, &outcomes).now_or_never().is_none());
+    assert!(broker.publish(batch.to_vec(), &outcomes).now_or_never().is_none());
     let answered: Vec<usize> = outcomes.take().into_iter().map(|(index, _)| index).collect();
     assert_eq!(answered, [1]);
 }
@@ -114,7 +114,7 @@ async fn acknowledgements_come_after_the_latency() {
     broker.set_latency(Duration::from_millis(300));
     let outcomes = Outcomes::new(1, Arc::default());
     let batch = [outgoing("t", "a")];
-    let publish = broker.publish(&batch, &outcomes);
+    let publish = broker.publish(batch.to_vec(), &outcomes);
     let early = tokio::time::timeout(Duration::from_millis(200), publish).await;
     assert!(early.is_err());
     broker.assert_published([("t", "a")]);

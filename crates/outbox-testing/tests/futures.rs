@@ -31,7 +31,7 @@ fn every_future_a_user_awaits_is_send() {
     send(DeadLetters::retry(&store, &ids));
     send(DeadLetters::skip(&store, &ids));
     send(DeadLetters::discard(&store, &ids));
-    send(broker.publish(&[], &Outcomes::new(0, Default::default())));
+    send(broker.publish(vec![], &Outcomes::new(0, Default::default())));
     send(broker.check());
     send(broker.wait_for(0));
 }

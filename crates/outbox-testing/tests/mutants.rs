@@ -582,8 +582,7 @@ impl Broker for Mutant {
         self.broker.profile()
     }
 
-    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
-        let mut batch = batch.to_vec();
+    async fn publish(&self, mut batch: Vec<Outgoing>, outcomes: &Outcomes) {
         if has(Bug::NeverEnds) {
             std::future::pending::<()>().await;
         }
@@ -614,12 +613,12 @@ impl Broker for Mutant {
         }
         if has(Bug::LosesAnAnswer) {
             let own = Outcomes::new(batch.len(), Arc::default());
-            self.broker.publish(&batch, &own).await;
+            self.broker.publish(batch, &own).await;
             for (index, _) in own.take().into_iter().skip(1) {
                 outcomes.delivered(index, Receipt::default());
             }
         } else {
-            self.broker.publish(&batch, outcomes).await;
+            self.broker.publish(batch, outcomes).await;
         }
     }
 

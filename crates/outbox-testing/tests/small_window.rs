@@ -110,7 +110,7 @@ impl Broker for Weighing {
         self.broker.profile()
     }
 
-    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
         let bytes = batch.iter().map(|outgoing| outgoing.delivery.message.size()).sum();
         self.publishes.lock().unwrap().push(bytes);
         self.broker.publish(batch, outcomes).await;

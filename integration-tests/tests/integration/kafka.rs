@@ -44,7 +44,7 @@ async fn publish(
         .map(|delivery| Outgoing::new(delivery, not_after))
         .collect();
     let outcomes = Outcomes::new(batch.len(), Arc::default());
-    broker.publish(&batch, &outcomes).await;
+    broker.publish(batch.clone(), &outcomes).await;
     assert_eq!(outcomes.unanswered(), 0);
     let mut answers = outcomes.take();
     answers.sort_by_key(|(index, _)| *index);

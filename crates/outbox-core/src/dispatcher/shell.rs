@@ -305,7 +305,7 @@ impl<'a> Run<'a> {
         let span = tracing::debug_span!("outbox", step = "Publish", batch, rows = outgoing.len());
         let task = async move {
             let start = Instant::now();
-            if timeout(limit, broker.publish(&outgoing, &outcomes)).await.is_err() {
+            if timeout(limit, broker.publish(outgoing, &outcomes)).await.is_err() {
                 let unanswered = outcomes.unanswered();
                 tracing::warn!(unanswered, ?limit, "publish took too long and was dropped");
             }

@@ -124,7 +124,7 @@ pub(crate) async fn publish(
 
 pub(crate) async fn publish_all(broker: &KafkaBroker, batch: Vec<Outgoing>) -> Vec<Outcome> {
     let outcomes = sink(batch.len());
-    broker.publish(&batch, &outcomes).await;
+    broker.publish(batch, &outcomes).await;
     assert_eq!(outcomes.unanswered(), 0, "a publish ended with messages unanswered");
     sorted(&outcomes)
 }

@@ -7,7 +7,9 @@ use outbox_core::broker::{Broker, Outcome, PublishErrorKind};
 use outbox_kafka::KafkaBroker;
 use outbox_kafka::rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-use crate::cluster::{Cluster, TOPIC, kind, kinds, message, outgoing, publish, sink, sorted};
+use crate::cluster::{
+    Cluster, Record, TOPIC, kind, kinds, message, outgoing, publish, sink, sorted,
+};
 
 fn error(code: i32) -> RDKafkaRespErr {
     RDKafkaRespErr::try_from(code).expect("code")
@@ -76,6 +78,34 @@ async fn only_a_message_that_is_refused_alone_is_rejected() {
     let outcomes = publish(&broker, batch).await;
     assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Rejected), None, None]);
     assert_eq!(cluster.payloads(), ["warm", "b", "c"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspect_is_sent_again_as_it_was() {
+    let cluster = Cluster::new(3);
+    let broker = cluster.builder().linger(Duration::from_millis(100)).build().unwrap();
+    let binary: Vec<u8> = (0..=255).collect();
+    let full = Message::builder(TOPIC).key(binary.clone()).payload(binary.clone()).partition(2);
+    let full = full.header("binary", binary).null_header("null").header("empty", "");
+    let to = |partition| Message::builder(TOPIC).partition(partition);
+    let batch = [full, to(2).tombstone(), to(2).payload(""), to(2).key("").tombstone()];
+    let batch = batch.map(|message| message.build().unwrap());
+    let sent = async |when: &str| {
+        publish(&broker, batch.clone()).await.iter().for_each(|outcome| {
+            assert_eq!(kind(outcome), None, "{when}");
+        });
+    };
+    sent("at once").await;
+    inject(&cluster, &[INVALID_RECORD]);
+    sent("again").await;
+    let mut log = cluster.log();
+    log.retain(|record| record.partition == 2);
+    let (at_once, again) = log.split_at(batch.len());
+    let content = |records: &[Record]| -> Vec<_> {
+        records.iter().map(|r| (r.key.clone(), r.payload.clone(), r.headers.clone())).collect()
+    };
+    assert_eq!(content(again), content(at_once));
+    assert_eq!(content(again).len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +184,7 @@ async fn a_full_queue_keeps_the_order_of_every_key() {
     let (first, second) = (batch(0..COUNT), batch(COUNT..COUNT + 2_000));
     let (a, b) = (sink(first.len()), sink(second.len()));
     // Both at once: the second waits for room behind the first.
-    tokio::join!(broker.publish(&first, &a), broker.publish(&second, &b));
+    tokio::join!(broker.publish(first, &a), broker.publish(second, &b));
     for outcome in sorted(&a).iter().chain(&sorted(&b)) {
         assert_eq!(kind(outcome), None);
     }
@@ -208,7 +238,7 @@ async fn close_ends_within_its_limit_while_the_broker_is_down() {
     let batch: Vec<_> = (0..5_000).map(|n| outgoing(message("k", &n.to_string()))).collect();
     let outcomes = sink(batch.len());
     let started = Instant::now();
-    tokio::join!(broker.publish(&batch, &outcomes), async {
+    tokio::join!(broker.publish(batch.clone(), &outcomes), async {
         broker.close(Duration::from_millis(300)).await;
         assert!(started.elapsed() < Duration::from_millis(1_300), "{:?}", started.elapsed());
     });
@@ -226,7 +256,7 @@ async fn close_flushes_what_is_under_way() {
     cluster.mock.broker_round_trip_time(1, Duration::from_millis(500)).unwrap();
     let batch: Vec<_> = (0..1_000).map(|n| outgoing(message("k", &n.to_string()))).collect();
     let outcomes = sink(batch.len());
-    let publish = broker.publish(&batch, &outcomes);
+    let publish = broker.publish(batch.clone(), &outcomes);
     assert!(tokio::time::timeout(Duration::ZERO, publish).await.is_err(), "it was not dropped");
     broker.close(Duration::from_secs(10)).await;
     assert_eq!(kinds(&sorted(&outcomes)), vec![None; 1_000]);
@@ -244,7 +274,7 @@ async fn a_message_that_was_purged_from_the_queue_may_be_in_the_log() {
     cluster.mock.broker_round_trip_time(1, Duration::from_millis(500)).unwrap();
     let batch = [outgoing(message("k", "written"))];
     let outcomes = sink(1);
-    tokio::join!(broker.publish(&batch, &outcomes), async {
+    tokio::join!(broker.publish(batch.into(), &outcomes), async {
         tokio::time::sleep(Duration::from_millis(250)).await;
         cluster.mock.broker_down(1).unwrap();
         tokio::time::sleep(Duration::from_millis(250)).await;

@@ -158,7 +158,7 @@ async fn a_publish_that_is_dropped_still_answers() {
     let broker = cluster.broker();
     let batch = [outgoing(message("k", "p"))];
     let outcomes = crate::cluster::sink(1);
-    let publish = broker.publish(&batch, &outcomes);
+    let publish = broker.publish(batch.into(), &outcomes);
     assert!(tokio::time::timeout(Duration::ZERO, publish).await.is_err(), "it was not dropped");
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     while outcomes.unanswered() > 0 {

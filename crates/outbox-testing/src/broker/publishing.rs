@@ -16,8 +16,9 @@ impl Broker for MemoryBroker {
         self.lock().profile
     }
 
-    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
-        let handed_over = self.hand_over(batch, outcomes);
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
+        let handed_over = self.hand_over(&batch, outcomes);
+        drop(batch);
         let latency = self.lock().latency;
         if !latency.is_zero() {
             tokio::time::sleep(latency).await;

@@ -72,7 +72,7 @@ fn outgoing(messages: impl IntoIterator<Item = Message>) -> Vec<Outgoing> {
 /// Publishes a batch and returns the answers by index.
 async fn publish(broker: &dyn Broker, batch: &[Outgoing]) -> Vec<Option<Outcome>> {
     let outcomes = Outcomes::new(batch.len(), Arc::default());
-    in_time("publish", broker.profile().undecided, broker.publish(batch, &outcomes)).await;
+    in_time("publish", broker.profile().undecided, broker.publish(batch.to_vec(), &outcomes)).await;
     by_index(batch.len(), &outcomes)
 }
 

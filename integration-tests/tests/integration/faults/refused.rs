@@ -60,7 +60,7 @@ impl Broker for Flaky {
         self.0.profile()
     }
 
-    async fn publish(&self, batch: &[Outgoing], outcomes: &Outcomes) {
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
         let is_flaky = |one: &Outgoing| one.delivery.message.key() == Some(b"flaky");
         if batch.iter().any(is_flaky) {
             for (index, one) in batch.iter().enumerate() {

@@ -138,7 +138,7 @@ pub async fn a_dropped_publish_keeps_its_answers<F: BrokerFixture>() {
     // Dropped at the first answer: then others are under way.
     let until_answered = async {
         let mut answer = pin!(arrived.notified());
-        let mut publish = pin!(broker.publish(&batch, &outcomes));
+        let mut publish = pin!(broker.publish(batch.clone(), &outcomes));
         poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),
             Poll::Pending => publish.as_mut().poll(cx),
