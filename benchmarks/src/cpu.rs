@@ -1,4 +1,4 @@
-//! Who used the processor, from the kernel's own counts.
+//! Who used the processor, from the kernel's own counts, and how often memory was allocated.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 /// Ticks of `/proc` in a second; 100 on every Linux that runs these servers.
 const TICKS: f64 = 100.0;
 
-/// Seconds of processor time, by who used them.
+/// Seconds of processor time, by who used them, and what this process allocated.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Cpu {
     /// The database server.
@@ -21,12 +21,33 @@ pub(crate) struct Cpu {
     pub(crate) relay: f64,
     /// librdkafka's threads, and the one that hands its answers over.
     pub(crate) client: f64,
+    /// How often this process allocated; zero if it does not count.
+    pub(crate) allocations: f64,
+    /// How many bytes, without what was given back.
+    pub(crate) bytes: f64,
+}
+
+/// Whether allocations are counted.
+pub(crate) const COUNTS: bool = cfg!(feature = "allocations");
+
+#[cfg(feature = "allocations")]
+fn allocated() -> (usize, usize) {
+    let stats = stats_alloc::INSTRUMENTED_SYSTEM.stats();
+    (stats.allocations + stats.reallocations, stats.bytes_allocated)
+}
+
+#[cfg(not(feature = "allocations"))]
+fn allocated() -> (usize, usize) {
+    (0, 0)
 }
 
 impl Cpu {
     /// Counts of now. Threads of this process are told by their names.
     pub(crate) fn now(database: u32, kafka: u32) -> Result<Self> {
+        let (allocations, bytes) = allocated();
         let mut cpu = Self {
+            allocations: allocations as f64,
+            bytes: bytes as f64,
             database: used(&format!("/proc/{database}/stat"))?.1,
             kafka: used(&format!("/proc/{kafka}/stat"))?.1,
             ..Self::default()
@@ -65,6 +86,8 @@ impl Sub for Cpu {
             kafka: self.kafka - before.kafka,
             relay: self.relay - before.relay,
             client: self.client - before.client,
+            allocations: self.allocations - before.allocations,
+            bytes: self.bytes - before.bytes,
         }
     }
 }
@@ -75,6 +98,8 @@ impl AddAssign for Cpu {
         self.kafka += other.kafka;
         self.relay += other.relay;
         self.client += other.client;
+        self.allocations += other.allocations;
+        self.bytes += other.bytes;
     }
 }
 

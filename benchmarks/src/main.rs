@@ -24,12 +24,17 @@ use integration_tests::database::Engine;
 
 use crate::{
     lab::{Lab, Size},
-    parts::{PARTS, memory},
+    parts::{ALLOCATIONS, PARTS, memory},
 };
 
 /// As in the relay of the examples. Both sides of a comparison have it.
+#[cfg(not(feature = "allocations"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(feature = "allocations")]
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -57,7 +62,8 @@ async fn main() -> Result<()> {
     }
     let lab = Lab::new(if quick { Size::Quick } else { Size::Full }, engines);
     for part in PARTS {
-        if !words.is_empty() && !words.iter().any(|word| word == part.name) {
+        let everything = words.is_empty() && part.name != ALLOCATIONS;
+        if !everything && !words.iter().any(|word| word == part.name) {
             continue;
         }
         lab.progress(format!("== {}", part.name));

@@ -1,5 +1,6 @@
 //! What is measured, one part a file.
 
+mod allocations;
 mod blocked;
 mod drain;
 mod flat_out;
@@ -25,6 +26,9 @@ pub(crate) struct Part {
 
 type Running<'a> = Pin<Box<dyn Future<Output = Result<Page>> + 'a>>;
 
+/// The part that needs a build of its own.
+pub(crate) const ALLOCATIONS: &str = "allocations";
+
 /// All of them, in the order in which they run.
 pub(crate) const PARTS: &[Part] = &[
     Part { name: "drain", run: |lab| Box::pin(drain::run(lab)) },
@@ -42,4 +46,5 @@ pub(crate) const PARTS: &[Part] = &[
     Part { name: "payloads", run: |lab| Box::pin(shapes::payloads(lab)) },
     Part { name: "memory", run: |lab| Box::pin(memory::run(lab)) },
     Part { name: "retained", run: |lab| Box::pin(blocked::archive(lab)) },
+    Part { name: ALLOCATIONS, run: |lab| Box::pin(allocations::run(lab)) },
 ];

@@ -12,10 +12,29 @@ pub(super) const COMMAND: Command = Command {
     run: bench,
 };
 
+/// The part that counts allocations, in a build that does.
+const ALLOCATIONS: &str = "allocations";
+const ENGINES: [&str; 2] = ["mariadb", "mysql"];
+
 fn bench(arguments: &[String]) -> Result<()> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
     let folder =
         if quick { target().join("benchmarks") } else { workspace().join("docs/benchmarks") };
-    let mut command = cargo(&["run", "--release", "--package", "benchmarks", "--", "--into"]);
-    run(command.arg(folder).args(arguments))
+    let is_part = |word: &&String| !word.starts_with('-') && !ENGINES.contains(&word.as_str());
+    let all = arguments.iter().find(is_part).is_none();
+    let counted = arguments.iter().any(|argument| argument == ALLOCATIONS);
+    let (parts, others): (Vec<&String>, Vec<&String>) = arguments.iter().partition(is_part);
+    let timed: Vec<&String> = parts.into_iter().filter(|part| *part != ALLOCATIONS).collect();
+    let measure = |features: &[&str], words: &[&String]| {
+        let mut command = cargo(&["run", "--release", "--package", "benchmarks"]);
+        command.args(features).arg("--").arg("--into").arg(&folder);
+        run(command.args(words).args(&others))
+    };
+    if all || !timed.is_empty() {
+        measure(&[], &timed)?;
+    }
+    if all || counted {
+        measure(&["--features", ALLOCATIONS], &[&ALLOCATIONS.to_owned()])?;
+    }
+    Ok(())
 }
