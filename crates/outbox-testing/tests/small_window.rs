@@ -179,3 +179,30 @@ async fn content_stays_within_the_window_and_a_quarter_while_the_broker_stands_s
     assert!(most <= BYTES + BYTES / 4 + 4 * PAYLOAD, "{most}");
     assert!(most > BYTES / 2, "{most}");
 }
+
+/// All of a key wait for a message that became visible late; then for each other.
+#[tokio::test(start_paused = true)]
+async fn what_waited_for_a_late_message_keeps_no_more_content_than_the_buffer_of_its_key() {
+    const PAYLOAD: usize = 10_000;
+    let (store, broker) = (MemoryStore::with_lanes(LANES), MemoryBroker::new());
+    broker.set_latency(Duration::from_secs(3_600));
+    let large = || Message::builder("orders").key("hot").payload([7; PAYLOAD]).build().unwrap();
+    let mut late = store.begin();
+    store.outbox().add(&mut late, large()).await.unwrap();
+    commit_with_gaps(&store, 0..10).await;
+    let dispatcher = Dispatcher::builder(store.clone(), broker).build().unwrap();
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    sleep(Duration::from_secs(1)).await;
+    let mut tx = store.begin();
+    for _ in 0..300 {
+        store.outbox().add(&mut tx, large()).await.unwrap();
+    }
+    late.commit();
+    tx.commit();
+    sleep(Duration::from_secs(1)).await;
+    let (held, known) = (handle.status().content_bytes, handle.status().known);
+    running.abort();
+    assert!(known > 300, "{known}");
+    assert!(held < 70 * PAYLOAD, "{held}");
+}

@@ -68,9 +68,9 @@ impl DispatcherBuilder {
     }
 
     /// Sets how many bytes of content are held in memory, 64 MiB by default: of messages that were
-    /// sent and not answered, and of those that are to be sent next. Up to a quarter more is held of
-    /// messages that others wait for, and a few messages beyond, however large. One publish takes an
-    /// eighth of them, or one message.
+    /// sent and not answered, and of those that are to be sent next. Up to a quarter more is held at
+    /// times, of messages that others wait for above all, and a few messages beyond, however large.
+    /// One publish takes an eighth of them, or one message.
     pub fn bytes_in_flight(mut self, bytes: usize) -> Self {
         self.settings.bytes_in_flight = bytes;
         self

@@ -26,8 +26,9 @@ const RESERVE_ROWS: usize = 64;
 const RESERVE_BYTES: usize = 1 << 20;
 const RESERVE_ROWS_IN_ALL: usize = 1_024;
 const RESERVE_SHARE: usize = 8;
-/// Content asked for in one claim.
+/// Content asked for in one claim at most, by each of its parts, and the share of the window.
 const CLAIM_BYTES: usize = 16 << 20;
+const CLAIM_SHARE: usize = 4;
 
 /// Rows of a lane that is held, apart from those in the queues of their keys.
 #[derive(Debug, Clone, Default)]
@@ -96,7 +97,7 @@ impl Machine {
     fn page_room(&self) -> (usize, bool) {
         let by_size = |bytes: usize| (bytes / (4 * self.typical_bytes)).max(1);
         let by_window = self.settings.page_rows.min(self.settings.rows_in_flight);
-        let full_page = by_window.min(by_size(self.settings.bytes_in_flight / 4));
+        let full_page = by_window.min(by_size(self.settings.bytes_in_flight / CLAIM_SHARE));
         let rows = self.loaded_limit().saturating_sub(self.loaded_rows);
         let bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
         let room = full_page.min(rows).min(by_size(bytes.min(CLAIM_BYTES)));
@@ -105,7 +106,13 @@ impl Machine {
 
     /// Whether nothing that is loaded is on its way, nor about to be.
     fn nothing_moves(&self) -> bool {
-        self.offered == 0 && self.ready.is_empty() && self.stalled_by_lane.is_empty()
+        let waits_for_its_lease = |id: &KeyId| {
+            let lane = self.keys.get(id).and_then(|key| self.leases.get(key.lane));
+            lane.is_some_and(|held| held.draining.is_none())
+        };
+        self.offered == 0
+            && self.ready.is_empty()
+            && !self.stalled_by_lane.iter().any(waits_for_its_lease)
     }
 
     /// Whether whatever is loaded waits for rows that were not read yet.
@@ -168,29 +175,33 @@ impl Machine {
 
     /// How many rows may be read by position, and how much content.
     fn fetch_room(&self) -> (usize, usize) {
-        let endless = seeded!("reserve-without-end");
+        if seeded!("reserve-without-end") {
+            return (RESERVE_ROWS, RESERVE_BYTES);
+        }
         let within = |limit: usize, reserve: usize, in_all: usize, loaded: usize| {
-            let left = (limit + in_all).saturating_sub(loaded);
-            let reserve = if endless { reserve } else { reserve.min(left) };
+            let reserve = (limit + in_all).saturating_sub(loaded).min(reserve);
             limit.saturating_sub(loaded).max(reserve)
         };
         let (limit, window) = (self.loaded_limit(), self.settings.bytes_in_flight);
         let rows = within(limit, RESERVE_ROWS, RESERVE_ROWS_IN_ALL, self.loaded_rows);
         let bytes = within(window, RESERVE_BYTES, window / RESERVE_SHARE, self.loaded_bytes);
-        (rows.min(FETCH_ROWS), bytes.min(CLAIM_BYTES))
+        (rows.min(FETCH_ROWS), bytes.min(CLAIM_BYTES).min(window / CLAIM_SHARE))
     }
 
     /// Rows by position: first those that bar their lane, then heads whose content is not here.
     /// Tells whether there are some of the first kind.
     fn add_fetch(&mut self, order: &mut ClaimOrder, now: Time) -> bool {
-        let (rows, mut bytes) = self.fetch_room();
+        let (rows, bytes) = self.fetch_room();
         order.bytes = bytes;
-        // A message is never too large to be read, only to be read now.
+        // A message is never too large to be read, only to be read now, or with others: a store may
+        // grant each of them the same share.
         let one = rows.min(bytes) > 0 || self.nothing_moves();
+        let mut largest = 0;
         let mut take = |position: Position, size: usize, fetch: &mut Vec<Position>| {
-            let fits = if fetch.is_empty() { one } else { fetch.len() < rows && size <= bytes };
+            let all = size.max(largest) * (fetch.len() + 1);
+            let fits = if fetch.is_empty() { one } else { fetch.len() < rows && all <= bytes };
             if fits {
-                bytes = bytes.saturating_sub(size);
+                largest = size.max(largest);
                 fetch.push(position);
             }
             fits
@@ -221,6 +232,12 @@ impl Machine {
             if topic.is_closed() && !topic.allows(usize::MAX, now) {
                 key.place = Place::Stalled;
                 self.topics.get_mut(key.topic).stalled.push_back(id);
+                continue;
+            }
+            // What is read now another worker would have to read again.
+            if self.leases.get(key.lane).is_none_or(|held| held.draining.is_some()) {
+                key.place = Place::Stalled;
+                self.stalled_by_lane.push(id);
                 continue;
             }
             // While the broker is down, one message is enough to probe with.
@@ -832,7 +849,12 @@ impl Machine {
         let Some(row) = self.rows.get_mut(&position) else { return };
         row.phase = Phase::Queued;
         let (id, topic, lane) = (row.key, row.topic, row.lane);
-        self.keys.entry(id).or_insert_with(|| Key::new(topic, lane)).queue.insert(position);
+        let key = self.keys.entry(id).or_insert_with(|| Key::new(topic, lane));
+        key.queue.insert(position);
+        // What was barred has its content, however many of its key there were.
+        if key.blocked || key.queue.len() > self.settings.key_buffer {
+            self.unload(position);
+        }
         self.place(id, now);
     }
 

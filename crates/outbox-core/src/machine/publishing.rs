@@ -17,8 +17,8 @@ use crate::store::{Delivered, Failed};
 
 /// Messages of one publish at most.
 const BATCH_ROWS: usize = 4_000;
-/// The part of the bytes in flight that one publish may take: what was answered is in memory, and
-/// not counted any more, until the last message of its publish is answered.
+/// The part of the bytes in flight that one publish may take: a broker may keep all of it until its
+/// last message is answered, and what was answered is not counted any more.
 const BATCH_SHARE: usize = 8;
 /// A publish that the window would cut short waits for more room, so long after the last one.
 const GATHER: Duration = Duration::from_millis(50);
@@ -221,6 +221,9 @@ impl Machine {
             let Some(not_after) = self.send_until(lane, now) else {
                 self.set_place(id, Place::Stalled);
                 self.stalled_by_lane.push(id);
+                if self.leases.get(lane).is_none_or(|held| held.draining.is_some()) {
+                    self.strip(id, 0);
+                }
                 continue;
             };
             if !self.topics.get(topic).allows(bytes_share, now) {

@@ -64,6 +64,8 @@ pub struct Plan {
     pub slow_answers: bool,
     /// Whether inserts take most of the grace time, and the store's clock steps often meanwhile.
     pub slow_inserts: bool,
+    /// How many of twenty messages are large.
+    pub large: u32,
     /// Whether ids become visible in order.
     pub in_commit_order: bool,
     /// The machine's settings.
@@ -116,10 +118,11 @@ impl Plan {
             slow_reads: random.random_ratio(1, 5),
             slow_answers: random.random_ratio(1, 3),
             slow_inserts: false,
+            // By draws of their own, so that all other seeds stay what they were.
+            large: if SmallRng::seed_from_u64(seed ^ 0x1a26).random_ratio(1, 10) { 12 } else { 1 },
             in_commit_order: random.random_ratio(1, 10),
             settings: settings(random, seed),
         };
-        // By a draw of its own, so that all other seeds stay what they were.
         let slow_inserts = SmallRng::seed_from_u64(seed ^ 0x510).random_ratio(1, 20);
         if slow_inserts { plan.with_slow_inserts() } else { plan }
     }

@@ -94,8 +94,9 @@ impl World {
                 return;
             }
             let Some(machine) = &mut worker.machine else { return };
-            let Some(action) = machine.poll(self.now) else { break };
+            let action = machine.poll(self.now);
             self.judge_content(index);
+            let Some(action) = action else { break };
             self.perform(index, action);
         }
         let now = self.now;
@@ -121,7 +122,7 @@ impl World {
         let Some(machine) = &self.workers[index].machine else { return };
         let held = machine.status(self.now).content_bytes;
         let window = self.plan.settings.bytes_in_flight;
-        if held > window + window / 4 + 4 * (LARGE + FRAMING) {
+        if held > window + window / 4 + 3 * (LARGE + FRAMING) {
             self.log.violate(format!("content: {held} bytes are held in a window of {window}"));
         }
     }

@@ -28,7 +28,7 @@ impl World {
     fn write_locked(&mut self, number: usize, lock: Option<String>) {
         let count = self.random.random_range(1..=4);
         let mut rows = Vec::new();
-        if self.random.random_ratio(1, 20) {
+        if self.random.random_ratio(self.plan.large, 20) {
             let skipped = self.random.random_range(1..=1_000);
             self.database.skip_ids(skipped);
         }
