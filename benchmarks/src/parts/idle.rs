@@ -14,7 +14,7 @@ use crate::{
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
     let mut page = Page::new("Idle");
-    let time = lab.pick(Duration::from_secs(4), Duration::from_secs(60));
+    let time = lab.pick(Duration::from_secs(2), Duration::from_secs(60));
     page.say(format!(
         "One relay on an empty outbox for {} s after it came to rest. What server and Kafka use \
          without a relay, measured for as long, is taken off.",

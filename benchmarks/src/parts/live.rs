@@ -33,7 +33,7 @@ const WARM_UP: Duration = Duration::from_secs(4);
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
     let mut page = Page::new("Live");
-    let time = lab.pick(Duration::from_secs(2), Duration::from_secs(20));
+    let time = lab.pick(Duration::from_secs(1), Duration::from_secs(20));
     page.say(format!(
         "Eight writers commit transactions of one business row and one message of 1 KiB at a \
          steady rate for {} s, each at its time whether the one before was slow or not. Latency \

@@ -43,13 +43,13 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
     for engine in lab.engines() {
         let site = Site::new(lab, engine).await?;
         for (delay, hot_rows) in
-            lab.pick([(0, 5_000), (5, 500), (20, 200)], [(0, 50_000), (5, 3_000), (20, 1_000)])
+            lab.pick([(0, 5_000), (5, 200), (20, 50)], [(0, 50_000), (5, 3_000), (20, 1_000)])
         {
             let line = Line::to(node, Duration::from_millis(delay)).await?;
             proxy.dial(line.address);
             proxy.cut();
             let alone = alone(kafka, lab.pick(50, 200)).await?;
-            let spread = Backlog::of(lab.pick(30_000, 300_000));
+            let spread = Backlog::of(lab.pick(10_000, 300_000));
             let hot = Backlog { hot: HOT, ..Backlog::of(hot_rows) };
             let spread = drain(&site, kafka, spread, 1, 1.0).await?;
             let mut gated = Runs::default();

@@ -69,7 +69,7 @@ async fn together(lab: &Lab, engine: Engine, number: usize, count: usize) -> Res
     let site = Site::new(lab, engine).await?;
     site.fill(&topic.name, Backlog::of(count)).await?;
     // A backlog is older than the time for which a relay looks for rows that it never saw.
-    tokio::time::sleep(GRACE).await;
+    tokio::time::sleep(lab.pick(Duration::from_secs(1), GRACE)).await;
     let mut relays = vec![];
     for _ in 0..number {
         let broker = KafkaBroker::builder(kafka.bootstrap()).build()?;
