@@ -16,9 +16,9 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          order per key, lease or retry) is sqlx and the handing to librdkafka; the rest is ours. \
          Two drains each, the second is counted."
     ));
-    let mut table = vec![];
     for engine in lab.engines() {
         let (site, kafka) = (Site::new(lab, engine).await?, lab.kafka().await?);
+        let mut table = vec![];
         for _ in 0..2 {
             let ours = filled(lab, &site, kafka, rows).await?.1;
             let raw = overlapped(lab, &site, kafka, rows, USUAL).await?.1;

@@ -1,5 +1,6 @@
 //! The answers of one batch: who waits for them, and the ticket that each message carries.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,11 +26,17 @@ pub(crate) struct Batch {
 
 /// A message that was refused together with others, as librdkafka gave it back: nobody else has kept
 /// its content.
-#[derive(Debug)]
 pub(crate) struct Suspect {
     pub(crate) index: usize,
     pub(crate) message: OwnedMessage,
     pub(crate) not_after: Instant,
+}
+
+/// Without the content, which the message's own `Debug` would show.
+impl fmt::Debug for Suspect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suspect").field("index", &self.index).finish_non_exhaustive()
+    }
 }
 
 impl Batch {

@@ -13,7 +13,6 @@ mod lanes;
 mod late;
 mod leasing;
 mod neighbour;
-
 mod plans;
 mod refusing;
 mod secrets;

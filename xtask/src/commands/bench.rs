@@ -21,10 +21,9 @@ fn bench(arguments: &[String]) -> Result<()> {
     let folder =
         if quick { target().join("benchmarks") } else { workspace().join("docs/benchmarks") };
     let is_part = |word: &&String| !word.starts_with('-') && !ENGINES.contains(&word.as_str());
-    let all = arguments.iter().find(is_part).is_none();
-    let counted = arguments.iter().any(|argument| argument == ALLOCATIONS);
     let (parts, others): (Vec<&String>, Vec<&String>) = arguments.iter().partition(is_part);
-    let timed: Vec<&String> = parts.into_iter().filter(|part| *part != ALLOCATIONS).collect();
+    let (counted, timed): (Vec<_>, Vec<_>) = parts.iter().partition(|part| **part == ALLOCATIONS);
+    let all = parts.is_empty();
     let measure = |features: &[&str], words: &[&String]| {
         let mut command = cargo(&["run", "--release", "--package", "benchmarks"]);
         command.args(features).arg("--").arg("--into").arg(&folder);
@@ -33,7 +32,7 @@ fn bench(arguments: &[String]) -> Result<()> {
     if all || !timed.is_empty() {
         measure(&[], &timed)?;
     }
-    if all || counted {
+    if all || !counted.is_empty() {
         measure(&["--features", ALLOCATIONS], &[&ALLOCATIONS.to_owned()])?;
     }
     Ok(())

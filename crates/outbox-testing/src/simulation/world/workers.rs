@@ -122,7 +122,7 @@ impl World {
         let Some(machine) = &self.workers[index].machine else { return };
         let held = machine.status(self.now).content_bytes;
         let window = self.plan.settings.bytes_in_flight;
-        if held > window + window / 4 + 3 * (LARGE + FRAMING) {
+        if held > window + window / 4 + 4 * (LARGE + FRAMING) {
             self.log.violate(format!("content: {held} bytes are held in a window of {window}"));
         }
     }

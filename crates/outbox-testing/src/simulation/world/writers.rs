@@ -28,7 +28,7 @@ impl World {
     fn write_locked(&mut self, number: usize, lock: Option<String>) {
         let count = self.random.random_range(1..=4);
         let mut rows = Vec::new();
-        if self.random.random_ratio(self.plan.large, 20) {
+        if self.random.random_ratio(1, 20) {
             let skipped = self.random.random_range(1..=1_000);
             self.database.skip_ids(skipped);
         }
@@ -111,7 +111,7 @@ impl World {
         let mut bytes = [0; 16];
         bytes[8..].copy_from_slice(&self.made.to_be_bytes());
         let id = MessageId::from_bytes(bytes);
-        let size = if self.random.random_ratio(1, 20) { LARGE } else { 10 };
+        let size = if self.random.random_ratio(self.plan.large, 20) { LARGE } else { 10 };
         let builder = Message::builder(topic).id(id).payload(vec![0; size]);
         let builder = match key {
             Some(key) => builder.key(key),
