@@ -96,8 +96,9 @@ impl Plan {
     }
 }
 
-/// The next page. Rows of other lanes are passed as bare ids, so that they are no holes: the ids
-/// are read first, and only the wanted rows are joined to them. Without other lanes it is one scan.
+/// The next page. Rows of other lanes are passed as bare ids, so that they are no holes: of all rows
+/// only id and lane are read, and the wanted ones are joined to them. Without other lanes it is one
+/// scan.
 fn page_sql(tables: &Tables, all_lanes: u16, page: &Page<'_>, bytes: usize) -> String {
     let columns = row::columns("o", Some(bytes / page.rows.max(1)));
     let outbox = &tables.outbox;
@@ -109,13 +110,13 @@ fn page_sql(tables: &Tables, all_lanes: u16, page: &Page<'_>, bytes: usize) -> S
              WHERE o.id > {after} AND o.id <= {through} ORDER BY o.id LIMIT {rows}"
         )
     } else if *through == Position(u64::MAX) {
-        // Null is the id of no row. Were the lane compared where the rows are joined, MySQL would
-        // read all of them, contents too, before it compares.
+        // Null is the id of no row. Were the lane compared beside the ids, MySQL would read all rows,
+        // contents too, before it compares.
         format!(
-            "SELECT p.id, {columns} FROM (\
-               SELECT id, IF(lane IN ({wanted}), id, NULL) AS own FROM {outbox} \
-               WHERE id > {after} ORDER BY id LIMIT {rows}\
-             ) p LEFT JOIN {outbox} o FORCE INDEX (PRIMARY) ON o.id = p.own ORDER BY p.id"
+            "SELECT p.id, {columns} FROM {outbox} p FORCE INDEX (PRIMARY) \
+             LEFT JOIN {outbox} o FORCE INDEX (PRIMARY) \
+               ON o.id = IF(p.lane IN ({wanted}), p.id, NULL) \
+             WHERE p.id > {after} ORDER BY p.id LIMIT {rows}"
         )
     } else {
         format!(
