@@ -68,6 +68,12 @@ impl Cpu {
         Ok(cpu)
     }
 
+    /// Of each of so many messages, in µs: database, Kafka, relay, librdkafka.
+    pub(crate) fn of_each(&self, messages: usize) -> [String; 4] {
+        [self.database, self.kafka, self.relay, self.client]
+            .map(|seconds| format!("{:.1}", seconds * 1e6 / messages as f64))
+    }
+
     /// Everything.
     pub(crate) fn total(&self) -> f64 {
         self.database + self.kafka + self.relay + self.client

@@ -10,10 +10,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use outbox_core::{
-    Dispatcher, DispatcherBuilder, MessageId,
+    Broker, Dispatcher, DispatcherBuilder, MessageId,
     observe::{Event, Observer, Step},
 };
-use outbox_kafka::KafkaBroker;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::oneshot,
@@ -78,7 +77,7 @@ impl Relay {
     /// Starts one with the default settings, except for those that `change` sets.
     pub(crate) fn start(
         site: &Site,
-        broker: KafkaBroker,
+        broker: impl Broker,
         change: impl FnOnce(DispatcherBuilder) -> DispatcherBuilder,
     ) -> Result<Self> {
         Self::start_watched(site, broker, Watched::default(), change)
@@ -87,7 +86,7 @@ impl Relay {
     /// The same; every acknowledgement is told with its time.
     pub(crate) fn start_timed(
         site: &Site,
-        broker: KafkaBroker,
+        broker: impl Broker,
         acknowledged: impl Fn(MessageId, Instant) + Send + Sync + 'static,
         change: impl FnOnce(DispatcherBuilder) -> DispatcherBuilder,
     ) -> Result<Self> {
@@ -97,7 +96,7 @@ impl Relay {
 
     fn start_watched(
         site: &Site,
-        broker: KafkaBroker,
+        broker: impl Broker,
         watched: Watched,
         change: impl FnOnce(DispatcherBuilder) -> DispatcherBuilder,
     ) -> Result<Self> {

@@ -94,15 +94,8 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     page.table(["", "messages/s", "by outbox"], &table);
     let all = (rows * rounds) as f64 / 1e6;
     let row = |name: &str, cpu: &Cpu| {
-        let each = |seconds: f64| format!("{:.1}", seconds / all);
-        [
-            name.to_owned(),
-            each(cpu.database),
-            each(cpu.kafka),
-            each(cpu.relay),
-            each(cpu.client),
-            each(cpu.total()),
-        ]
+        let [database, kafka, relay, client] = cpu.of_each(rows * rounds);
+        [name.to_owned(), database, kafka, relay, client, format!("{:.1}", cpu.total() / all)]
     };
     page.say("Processor time of each message, in µs:");
     page.table(

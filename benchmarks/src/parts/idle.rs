@@ -30,7 +30,8 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
             let broker = KafkaBroker::builder(kafka.bootstrap()).build()?;
             let relay = if with_relay { Some(Relay::start(&site, broker, |b| b)?) } else { None };
             // The interval grows to its longest within seconds.
-            tokio::time::sleep(Duration::from_secs(6)).await;
+            let rest = if with_relay { Duration::from_secs(6) } else { Duration::from_secs(1) };
+            tokio::time::sleep(rest).await;
             let (cpu, questions) =
                 (lab.cpu(engine).await?, status(&mut connection, "Questions").await?);
             tokio::time::sleep(time).await;

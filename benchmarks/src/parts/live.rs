@@ -27,13 +27,25 @@ use crate::{
 };
 
 const RATES: [f64; 3] = [200.0, 1_000.0, 2_500.0];
-/// What a start costs (connections, lanes, the first metadata) is no part of a steady state, nor is
-/// the time until the relay reads as seldom as the load asks for.
-const WARM_UP: Duration = Duration::from_secs(4);
+/// How long there is traffic.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// What a start costs (connections, lanes, the first metadata) is no part of a steady state, nor
+    /// is the time until the relay reads as seldom as the load asks for.
+    warm_up: Duration,
+    measured: Duration,
+}
+
+impl Times {
+    fn all(self) -> Duration {
+        self.warm_up + self.measured
+    }
+}
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
     let mut page = Page::new("Live");
-    let time = lab.pick(Duration::from_secs(1), Duration::from_secs(20));
+    let [warm_up, measured] = lab.pick([2, 1], [4, 20]).map(Duration::from_secs);
+    let times = Times { warm_up, measured };
     page.say(format!(
         "Eight writers commit transactions of one business row and one message of 1 KiB at a \
          steady rate for {} s, each at its time whether the one before was slow or not. Latency \
@@ -42,15 +54,15 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          the same rate to the same Kafka, without any database. `claims/s` is how often the \
          relay read, `pages/s` how often it found new rows: the poll interval is from one to the \
          next.",
-        time.as_secs()
+        measured.as_secs()
     ));
     for engine in lab.engines() {
-        of(lab, engine, time, &mut page).await?;
+        of(lab, engine, times, &mut page).await?;
     }
     Ok(page)
 }
 
-async fn of(lab: &Lab, engine: Engine, time: Duration, page: &mut Page) -> Result<()> {
+async fn of(lab: &Lab, engine: Engine, times: Times, page: &mut Page) -> Result<()> {
     let site = Site::new(lab, engine).await?;
     let kafka = lab.kafka().await?;
     page.say(format!("## {engine}"));
@@ -59,11 +71,11 @@ async fn of(lab: &Lab, engine: Engine, time: Duration, page: &mut Page) -> Resul
         Waking::ALL.iter().map(|waking| (format!("{}, p99", waking.name()), vec![])).collect();
     series.push(("plain produce, p99".to_owned(), vec![]));
     for per_second in lab.pick(&RATES[1..2], &RATES[..]).iter().copied() {
-        let plain = plain(kafka, per_second, time).await?;
+        let plain = plain(kafka, per_second, times).await?;
         rows.push(row(per_second, "plain produce", per_second, None, plain));
         series[3].1.push((per_second, plain.p99));
         for (index, waking) in Waking::ALL.into_iter().enumerate() {
-            let seen = live(&site, kafka, per_second, time, waking).await?;
+            let seen = live(&site, kafka, per_second, times, waking).await?;
             let Seen { latency, claims, pages, achieved } = seen;
             lab.progress(format!(
                 "{engine}, {per_second}/s, {}: p50 {} p99 {} ms; plain p99 {} ms",
@@ -134,12 +146,12 @@ async fn live(
     site: &Site,
     kafka: &Kafka,
     per_second: f64,
-    time: Duration,
+    times: Times,
     waking: Waking,
 ) -> Result<Seen> {
     writers::prepare(site).await?;
     let topic = Topic::new(kafka, PARTITIONS).await?;
-    let ledger = Ledger::new((per_second * (time + WARM_UP).as_secs_f64()) as usize + 100);
+    let ledger = Ledger::new((per_second * times.all().as_secs_f64()) as usize + 100);
     let wake = Wake::default();
     let broker = KafkaBroker::builder(kafka.bootstrap()).build()?;
     let relay = {
@@ -150,23 +162,23 @@ async fn live(
     };
     // Lanes are taken meanwhile.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let load = Load { rate: Some(per_second), time: time + WARM_UP, writers: 8, waking };
+    let load = Load { rate: Some(per_second), time: times.all(), writers: 8, waking };
     let read = || [&relay.watched.claims, &relay.watched.pages].map(|count| count.load(Relaxed));
     let warm = async {
-        tokio::time::sleep(WARM_UP).await;
+        tokio::time::sleep(times.warm_up).await;
         read()
     };
     let (written, before) =
         tokio::join!(writers::write(site, &topic.name, &wake, load, &ledger), warm);
     let (written, took) = written?;
     let after = read();
-    let steady = (took - WARM_UP).as_secs_f64();
+    let steady = (took - times.warm_up).as_secs_f64();
     let [claims, pages] = [0, 1].map(|n| (after[n] - before[n]) as f64 / steady);
     ledger.all_acknowledged(written).await?;
     relay.stop().await?;
     topic.delete().await?;
     // The ledger began before the writers did.
-    let from = WARM_UP + Duration::from_millis(500);
+    let from = times.warm_up + Duration::from_millis(500);
     Ok(Seen {
         latency: Latency::of(&ledger.latencies(from)),
         claims,
@@ -190,9 +202,9 @@ impl ProducerContext for Acks {
 }
 
 /// A bare producer at that rate.
-pub(crate) async fn plain(kafka: &Kafka, per_second: f64, time: Duration) -> Result<Latency> {
+async fn plain(kafka: &Kafka, per_second: f64, times: Times) -> Result<Latency> {
     let topic = Topic::new(kafka, PARTITIONS).await?;
-    let count = (per_second * (time + WARM_UP).as_secs_f64()) as usize;
+    let count = (per_second * times.all().as_secs_f64()) as usize;
     let ledger = Ledger::new(count);
     let mut config = ClientConfig::new();
     config
@@ -223,7 +235,7 @@ pub(crate) async fn plain(kafka: &Kafka, per_second: f64, time: Duration) -> Res
     ledger.all_acknowledged(count).await?;
     drop(producer);
     topic.delete().await?;
-    Ok(Latency::of(&ledger.latencies(WARM_UP)))
+    Ok(Latency::of(&ledger.latencies(times.warm_up)))
 }
 
 /// For a message without a transaction, the send takes the place of the commit.

@@ -48,9 +48,26 @@ pub(crate) async fn relay(url: &str, bootstrap: &str) -> Result<()> {
     Ok(())
 }
 
-/// A Kafka that halts answers nothing for so long, then works for so long.
-const HALT: Duration = Duration::from_millis(1_800);
-const WORK: Duration = Duration::from_millis(300);
+/// When Kafka answers.
+#[derive(Debug, Clone, Copy)]
+enum Kafka {
+    Always,
+    /// It works for so long, then answers nothing for so long, and so on.
+    Halts(Duration, Duration),
+}
+
+const HALTS: Kafka = Kafka::Halts(Duration::from_millis(300), Duration::from_millis(1_800));
+
+impl Kafka {
+    fn is_halted(self, since: Duration) -> bool {
+        match self {
+            Self::Always => false,
+            Self::Halts(works, halts) => {
+                since.as_millis() % (works + halts).as_millis() >= works.as_millis()
+            }
+        }
+    }
+}
 
 /// What a relay works on.
 struct Case {
@@ -58,8 +75,7 @@ struct Case {
     backlog: Backlog,
     /// Whether the first message of the hot key is held.
     held: bool,
-    /// Whether Kafka halts again and again.
-    halts: bool,
+    answers: Kafka,
 }
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
@@ -73,17 +89,21 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
     let engine = Engine::MariaDb;
     let site = Site::new(lab, engine).await?;
     let kafka = lab.kafka().await?;
-    let case = |name, backlog| Case { name, backlog, held: false, halts: false };
+    let case = |name, backlog| Case { name, backlog, held: false, answers: Kafka::Always };
     let large = |rows| Backlog { payload: 900_000, ..Backlog::of(rows) };
     let hot = Backlog { hot: 50, ..Backlog::of(lab.pick(20_000, 200_000)) };
     let cases = [
         case("1 KiB", Backlog::of(lab.pick(50_000, 1_000_000))),
         case("900 kB", large(lab.pick(60, 1_500))),
-        Case { halts: true, ..case("900 kB, while Kafka halts", large(lab.pick(60, 500))) },
+        Case { answers: HALTS, ..case("900 kB, while Kafka halts", large(lab.pick(60, 500))) },
+        Case {
+            answers: Kafka::Halts(Duration::from_secs(4), Duration::from_secs(20)),
+            ..case("1 KiB, while Kafka halts for 20 s", Backlog::of(lab.pick(50_000, 1_000_000)))
+        },
         Case { held: true, ..case("1 KiB, half of them behind a held key", hot) },
     ];
     for case in cases {
-        let (idle, most) = measure(&site, kafka, &case).await?;
+        let (idle, most) = measure(&site, kafka, &case, lab.pick(1, 3)).await?;
         let Case { name, backlog, .. } = case;
         let mib = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));
         lab.progress(format!("{name}: {} MiB idle, {} MiB at most", mib(idle), mib(most)));
@@ -117,8 +137,13 @@ impl Drop for Relay {
 }
 
 /// The resident bytes of an idle relay, and the most while it drains the backlog.
-async fn measure(site: &Site, kafka: &KafkaCluster, case: &Case) -> Result<(u64, u64)> {
-    let &Case { backlog, held, halts, .. } = case;
+async fn measure(
+    site: &Site,
+    kafka: &KafkaCluster,
+    case: &Case,
+    idle_seconds: u64,
+) -> Result<(u64, u64)> {
+    let &Case { backlog, held, answers, .. } = case;
     let topic = Topic::new(kafka, PARTITIONS).await?;
     let empty = Backlog { rows: 0, ..backlog };
     site.fill(&topic.name, empty).await?;
@@ -130,7 +155,7 @@ async fn measure(site: &Site, kafka: &KafkaCluster, case: &Case) -> Result<(u64,
     let mut relay = Relay(child);
     let mut ready = String::new();
     BufReader::new(relay.0.stdout.take().context("its output")?).read_line(&mut ready)?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(idle_seconds)).await;
     let pid = relay.0.id();
     let idle = resident(pid)?.0;
     let mut expected = 0;
@@ -156,8 +181,7 @@ async fn measure(site: &Site, kafka: &KafkaCluster, case: &Case) -> Result<(u64,
     tokio::pin!(filling);
     let mut halted = false;
     loop {
-        let halt =
-            halts && began.elapsed().as_millis() % (HALT + WORK).as_millis() >= WORK.as_millis();
+        let halt = answers.is_halted(began.elapsed());
         for node in kafka.nodes().iter().filter(|_| halt != halted) {
             if halt { node.pause()? } else { node.resume()? }
         }
