@@ -95,7 +95,9 @@ impl Lab {
         self.proxied
             .get_or_try_init(|| async {
                 self.progress("starting kafka behind a proxy");
-                warmed(KafkaCluster::behind_proxies(Nodes::One, 0).await?, self.warm_up()).await
+                let cluster = KafkaCluster::behind_proxies(Nodes::One, 0).await?;
+                let warm_up = self.pick(Duration::from_secs(2), self.warm_up());
+                warmed(cluster, warm_up).await
             })
             .await
     }

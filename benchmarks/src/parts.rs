@@ -7,6 +7,7 @@ mod flat_out;
 mod idle;
 mod live;
 pub(crate) mod memory;
+mod relays;
 mod round_trip;
 mod shapes;
 mod statements;
@@ -40,7 +41,7 @@ pub(crate) const PARTS: &[Part] = &[
     Part { name: "round-trip", run: |lab| Box::pin(round_trip::run(lab)) },
     Part { name: "blocked-key", run: |lab| Box::pin(blocked::key(lab)) },
     Part { name: "blocked-purge", run: |lab| Box::pin(blocked::purge(lab)) },
-    Part { name: "relays", run: |lab| Box::pin(shapes::relays(lab)) },
+    Part { name: "relays", run: |lab| Box::pin(relays::run(lab)) },
     Part { name: "lanes", run: |lab| Box::pin(shapes::lanes(lab)) },
     Part { name: "windows", run: |lab| Box::pin(shapes::windows(lab)) },
     Part { name: "payloads", run: |lab| Box::pin(shapes::payloads(lab)) },

@@ -32,7 +32,8 @@ fn bench(arguments: &[String]) -> Result<()> {
     if all || !timed.is_empty() {
         measure(&[], &timed)?;
     }
-    if all || !counted.is_empty() {
+    // Another build and other servers: in a quick run only if it is named.
+    if (all && !quick) || !counted.is_empty() {
         measure(&["--features", ALLOCATIONS], &[&ALLOCATIONS.to_owned()])?;
     }
     Ok(())

@@ -1,0 +1,237 @@
+//! Several relays on one outbox.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use async_trait::async_trait;
+use integration_tests::database::Engine;
+use outbox_core::broker::{
+    Broker, BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind,
+};
+use outbox_kafka::KafkaBroker;
+use tokio::sync::watch;
+
+use super::drain::PARTITIONS;
+use crate::{
+    cpu::Cpu,
+    lab::{Lab, per_second},
+    relay::Relay,
+    report::Page,
+    site::{Backlog, Site, Topic},
+    stats::{Runs, rate, share},
+};
+
+/// A backlog is older than the time for which a relay looks for rows that it never saw.
+const GRACE: Duration = Duration::from_secs(12);
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How a broker is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It cannot be used.
+    Away,
+    /// It takes messages, and works on them when it is back: relays probe it at different times.
+    Returning,
+    Back,
+}
+
+/// Longer than the time between two probes.
+const RETURN: Duration = Duration::from_secs(6);
+
+/// A broker that is away until it is let come back.
+#[derive(Debug)]
+struct Away {
+    broker: KafkaBroker,
+    state: watch::Receiver<State>,
+}
+
+#[async_trait]
+impl Broker for Away {
+    fn profile(&self) -> BrokerProfile {
+        self.broker.profile()
+    }
+
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
+        if *self.state.borrow() == State::Away {
+            let away = |index| outcomes.failed(index, PublishErrorKind::Unavailable.into());
+            return (0..batch.len()).for_each(away);
+        }
+        // Nobody is left to let it come back only when the run is over.
+        let _ = self.state.clone().wait_for(|state| *state == State::Back).await;
+        self.broker.publish(batch, outcomes).await;
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        self.broker.check().await
+    }
+
+    async fn close(&self, within: Duration) {
+        self.broker.close(within).await;
+    }
+}
+
+/// Runs of so many relays, with what they drained together and used for it.
+#[derive(Debug, Clone, Default)]
+struct Together {
+    runs: Runs,
+    messages: usize,
+    used: Cpu,
+}
+
+/// Whether relays know the backlog before they may publish it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// They run, share the lanes, and wait for the broker while the backlog grows old.
+    Running,
+    /// They start when the backlog is there.
+    Started,
+}
+
+pub(crate) async fn run(lab: &Lab) -> Result<Page> {
+    let count = lab.pick(200_000, 1_000_000);
+    let mut page = Page::new("Several relays");
+    page.say(format!(
+        "One, two and four relays drain a backlog of {count} messages together (in one process, each \
+         with connections, a producer and threads of its own). Messages a second of all together, \
+         and processor time of each message in µs. Running: they share the lanes evenly while the \
+         broker is away, the backlog grows and becomes older than the time for which they look for \
+         rows that they never saw; the broker comes back, and from a fifth of the backlog on it is \
+         measured. Started: they start when the backlog is there; from the moment at which they \
+         share the lanes evenly on. For the first ten seconds a relay cannot know of rows that \
+         another one has deleted that they are not to come yet, and asks for them again and again."
+    ));
+    let mut rows = vec![];
+    for engine in lab.engines() {
+        let numbers = lab.pick(&[1, 2][..], &[1, 2, 4][..]);
+        for (begin, rounds) in
+            lab.pick(&[(Begin::Started, 1)][..], &[(Begin::Running, 3), (Begin::Started, 1)])
+        {
+            let mut measured = vec![Together::default(); numbers.len()];
+            for _ in 0..*rounds {
+                for (number, all) in numbers.iter().zip(&mut measured) {
+                    let reached = together(lab, engine, *begin, *number, count, all).await?;
+                    let (begin, used) = (begin.name(), all.used.of_each(all.messages).join(" + "));
+                    let reached = rate(reached);
+                    lab.progress(format!("{engine}, {number} {begin}: {reached}/s, {used} µs"));
+                }
+            }
+            for (number, all) in numbers.iter().zip(&measured) {
+                let ratio = all.runs.ratio(&measured[0].runs);
+                let [database, kafka, relay, client] = all.used.of_each(all.messages);
+                rows.push([
+                    engine.to_string(),
+                    format!("{number} {}", begin.name()),
+                    all.runs.rate(),
+                    ratio.show(share),
+                    database,
+                    kafka,
+                    relay,
+                    client,
+                ]);
+                let target = match (number, begin) {
+                    (2, Begin::Running) => 0.9,
+                    (4, Begin::Running) => 0.8,
+                    _ => continue,
+                };
+                page.verdict(
+                    format!("{engine}: {number} relays together by one"),
+                    ratio.show(share),
+                    format!(">= {}", share(target)),
+                    ratio.median() >= target,
+                );
+            }
+        }
+    }
+    let columns =
+        ["", "relays", "messages/s", "by one", "database", "Kafka", "relays", "librdkafka"];
+    page.table(columns, &rows);
+    Ok(page)
+}
+
+impl Begin {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Started => "started",
+        }
+    }
+}
+
+async fn together(
+    lab: &Lab,
+    engine: Engine,
+    begin: Begin,
+    number: usize,
+    count: usize,
+    measured: &mut Together,
+) -> Result<f64> {
+    let kafka = lab.kafka().await?;
+    let topic = Topic::new(kafka, PARTITIONS).await?;
+    let site = Site::new(lab, engine).await?;
+    let first = if begin == Begin::Started { State::Back } else { State::Away };
+    let (state, watched) = watch::channel(first);
+    if begin == Begin::Started {
+        site.fill(&topic.name, Backlog::of(count)).await?;
+        tokio::time::sleep(lab.pick(Duration::from_secs(1), GRACE)).await;
+    }
+    let mut relays = vec![];
+    for _ in 0..number {
+        let broker = KafkaBroker::builder(kafka.bootstrap()).build()?;
+        let broker = Away { broker, state: watched.clone() };
+        relays.push(Relay::start(&site, broker, |builder| builder)?);
+    }
+    share_lanes(&site, number).await?;
+    let all = || relays.iter().map(|relay| relay.watched.settled.load(Relaxed)).sum::<usize>();
+    let reached = async |rows: usize| {
+        let began = Instant::now();
+        while all() < rows {
+            ensure!(began.elapsed() < PATIENCE, "only {} of {count} were settled", all());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        anyhow::Ok(())
+    };
+    if begin == Begin::Running {
+        site.append(&topic.name, Backlog::of(count), 0).await?;
+        site.rest().await?;
+        tokio::time::sleep(GRACE).await;
+        state.send_replace(State::Returning);
+        tokio::time::sleep(RETURN).await;
+        state.send_replace(State::Back);
+        reached(count / 5).await?;
+    }
+    let (began, cpu, before) = (Instant::now(), lab.cpu(engine).await?, all());
+    ensure!(before < count / 10 * 8, "hardly anything is left to be drained together");
+    reached(count).await?;
+    let time = began.elapsed();
+    measured.used += lab.cpu(engine).await? - cpu;
+    measured.messages += count - before;
+    let reached = per_second(count - before, time);
+    measured.runs.push(reached);
+    for relay in relays {
+        relay.stop().await?;
+    }
+    site.must_be_empty().await?;
+    topic.delete().await?;
+    Ok(reached)
+}
+
+/// Waits until so many relays share the lanes evenly.
+async fn share_lanes(site: &Site, number: usize) -> Result<()> {
+    let mut connection = site.connect().await?;
+    let began = Instant::now();
+    loop {
+        let query = "SELECT COUNT(DISTINCT owner) * 1000 + COUNT(owner) FROM outbox_lane";
+        let owned: usize = crate::site::first(&mut connection, query).await?.parse()?;
+        let query = "SELECT COALESCE(MAX(n) - MIN(n), -1) FROM (SELECT COUNT(*) n FROM outbox_lane \
+                     WHERE owner IS NOT NULL GROUP BY owner) o";
+        let uneven: String = crate::site::first(&mut connection, query).await?;
+        if owned == number * 1_000 + 16 && uneven == "0" {
+            return Ok(());
+        }
+        ensure!(began.elapsed() < Duration::from_secs(60), "the lanes are not shared evenly");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
