@@ -88,6 +88,8 @@ enum Begin {
     Running,
     /// They start when the backlog is there.
     Started,
+    /// The broker answers nothing meanwhile: they read on, and know most of it as ids only.
+    Silence,
 }
 
 pub(crate) async fn run(lab: &Lab) -> Result<Page> {
@@ -101,14 +103,16 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          rows that they never saw; the broker comes back, and from a fifth of the backlog on it is \
          measured. Started: they start when the backlog is there; from the moment at which they \
          share the lanes evenly on. For the first ten seconds a relay cannot know of rows that \
-         another one has deleted that they are not to come yet, and asks for them again and again."
+         another one has deleted that they are not to come yet, and asks for them again and again. \
+         After a silence: as running, but the broker takes the first messages and answers nothing \
+         until the backlog is there, most of which the relay then knows as ids only."
     ));
     let mut rows = vec![];
     for engine in lab.engines() {
         let numbers = lab.pick(&[1, 2][..], &[1, 2, 4][..]);
-        for (begin, rounds) in
-            lab.pick(&[(Begin::Started, 1)][..], &[(Begin::Running, 3), (Begin::Started, 1)])
-        {
+        let (started, running) = ((Begin::Started, 1, numbers), (Begin::Running, 3, numbers));
+        let silence = (Begin::Silence, 3, &[1][..]);
+        for (begin, rounds, numbers) in lab.pick(&[started][..], &[running, started, silence]) {
             let mut measured = vec![Together::default(); numbers.len()];
             for _ in 0..*rounds {
                 for (number, all) in numbers.iter().zip(&mut measured) {
@@ -156,6 +160,7 @@ impl Begin {
         match self {
             Self::Running => "running",
             Self::Started => "started",
+            Self::Silence => "after a silence",
         }
     }
 }
@@ -171,7 +176,11 @@ async fn together(
     let kafka = lab.kafka().await?;
     let topic = Topic::new(kafka, PARTITIONS).await?;
     let site = Site::new(lab, engine).await?;
-    let first = if begin == Begin::Started { State::Back } else { State::Away };
+    let first = match begin {
+        Begin::Running => State::Away,
+        Begin::Started => State::Back,
+        Begin::Silence => State::Returning,
+    };
     let (state, watched) = watch::channel(first);
     if begin == Begin::Started {
         site.fill(&topic.name, Backlog::of(count)).await?;
@@ -193,12 +202,13 @@ async fn together(
         }
         anyhow::Ok(())
     };
-    if begin == Begin::Running {
+    if begin != Begin::Started {
         site.append(&topic.name, Backlog::of(count), 0).await?;
         site.rest().await?;
         tokio::time::sleep(GRACE).await;
-        state.send_replace(State::Returning);
-        tokio::time::sleep(RETURN).await;
+        if state.send_replace(State::Returning) == State::Away {
+            tokio::time::sleep(RETURN).await;
+        }
         state.send_replace(State::Back);
         reached(count / 5).await?;
     }

@@ -12,8 +12,8 @@ use crate::observe::{Event, Step};
 use crate::seeded::seeded;
 use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watched};
 
-/// Rows fetched by position in one claim.
-const FETCH_ROWS: usize = 500;
+/// Rows fetched by position in one claim: as many as a page brings.
+const FETCH_ROWS: usize = 4_000;
 /// Rows watched in one claim.
 const WATCH_ROWS: usize = 500;
 /// Rows of a page while the broker is down.
@@ -64,7 +64,7 @@ impl Machine {
             && (!self.circuit.is_open() || self.needs_probe(now))
             && self.checked
             && self.leases.iter().any(|(_, held)| held.draining.is_none() && held.until > now)
-            && (!self.is_full() || self.catch_up.is_some() || !self.fresh_lanes.is_empty())
+            && (!self.is_full() || self.is_catching_up())
             && self.page_rows() > 0
     }
 
@@ -72,6 +72,10 @@ impl Machine {
     /// Keys whose probes were in vain do not count: what they are for may be all that is down.
     fn needs_probe(&self, now: Time) -> bool {
         self.ready.is_empty() && self.circuit.allows(1, now) > 0
+    }
+
+    fn is_catching_up(&self) -> bool {
+        self.catch_up.is_some() || !self.fresh_lanes.is_empty()
     }
 
     fn is_full(&self) -> bool {
@@ -95,13 +99,25 @@ impl Machine {
 
     /// How many rows of a page there is room for, and whether that is worth while.
     fn page_room(&self) -> (usize, bool) {
-        let by_size = |bytes: usize| (bytes / (4 * self.typical_bytes)).max(1);
-        let by_window = self.settings.page_rows.min(self.settings.rows_in_flight);
-        let full_page = by_window.min(by_size(self.settings.bytes_in_flight / CLAIM_SHARE));
         let rows = self.loaded_limit().saturating_sub(self.loaded_rows);
         let bytes = self.settings.bytes_in_flight.saturating_sub(self.loaded_bytes);
-        let room = full_page.min(rows).min(by_size(bytes.min(CLAIM_BYTES)));
-        (room, room >= full_page.div_ceil(4) && bytes >= self.typical_bytes)
+        let room = self.full_page().min(rows).min(self.rows_of(bytes.min(CLAIM_BYTES)));
+        (room, room >= self.worth_while() && bytes >= self.typical_bytes)
+    }
+
+    fn full_page(&self) -> usize {
+        let by_window = self.settings.page_rows.min(self.settings.rows_in_flight);
+        by_window.min(self.rows_of(self.settings.bytes_in_flight / CLAIM_SHARE))
+    }
+
+    /// How many rows are worth a claim.
+    fn worth_while(&self) -> usize {
+        self.full_page().div_ceil(4)
+    }
+
+    /// How many rows have so many bytes, most of them larger than usual.
+    fn rows_of(&self, bytes: usize) -> usize {
+        (bytes / (4 * self.typical_bytes)).max(1)
     }
 
     /// Whether nothing that is loaded is on its way, nor about to be.
@@ -216,6 +232,10 @@ impl Machine {
         }
         let reads_late_rows = !order.fetch.is_empty();
         let probing = self.circuit.is_open();
+        // Of all that wait a little, rather than much of a few: so what is read lies side by side,
+        // and they are sent side by side.
+        let share = rows / self.thirsty.len().max(1);
+        let ahead = share.clamp(1, self.settings.key_buffer);
         while let Some(id) = self.thirsty.pop_front() {
             let Some(key) = self.keys.get_mut(&id) else { continue };
             if key.place != Place::Thirsty {
@@ -245,14 +265,14 @@ impl Machine {
                 self.thirsty.push_front(id);
                 break;
             }
-            let ahead = if probing || topic.is_congested() { 1 } else { self.settings.key_buffer };
+            let ahead = if probing || topic.is_congested() { 1 } else { ahead };
             let mut some = false;
             for position in key.queue.iter().take(ahead) {
                 let Some(row) = self.rows.get(&position) else { continue };
                 if row.content.is_some() || row.unreadable.is_some() {
                     continue;
                 }
-                if !take(position, row.bytes, &mut order.fetch) {
+                if !take(position, row.bytes(), &mut order.fetch) {
                     break;
                 }
                 some = true;
@@ -290,6 +310,16 @@ impl Machine {
         if !self.pace.is_due(now) || !self.may_page(now) {
             return;
         }
+        // Where much that is known is to be read, keys have more of it behind, and would have to give
+        // up what a page brings for them. Beyond the room there is, one row is enough to go on with.
+        let enough = match self.page_room() {
+            (_, false) => 1,
+            (_, true) if self.is_catching_up() => usize::MAX,
+            (_, true) => self.worth_while(),
+        };
+        if order.fetch.len() >= enough {
+            return;
+        }
         self.start_catch_up();
         let probing = self.circuit.is_open();
         let rows = if probing { self.page_rows().min(PROBE_ROWS) } else { self.page_rows() };
@@ -321,7 +351,7 @@ impl Machine {
     fn add_newest(&mut self, order: &mut ClaimOrder, now: Time) {
         let told = match &order.page {
             Some(_) => self.caught_up,
-            None => self.may_page(now),
+            None => self.may_page(now) && order.fetch.is_empty(),
         };
         if !told && !self.profile.in_commit_order && self.horizon.know_at() <= now {
             order.newest = Some(self.horizon.position());
@@ -488,7 +518,7 @@ impl Machine {
             let id = row.key;
             match found.get(position) {
                 Some(watched) if watched.id.message == row.id => {
-                    let (old, new) = (row.state, watched.state);
+                    let (old, new) = (row.as_read(), watched.state);
                     let same = (old.attempts, old.revision, old.held)
                         == (new.attempts, new.revision, new.held);
                     if same && row.phase == Phase::Queued {
@@ -688,7 +718,7 @@ impl Machine {
                 set_state(row, delivery.state, now);
                 self.load(position, delivery);
             }
-            Some(Claimed::Unread(unread)) => row.bytes = unread.bytes,
+            Some(Claimed::Unread(unread)) => row.set_bytes(unread.bytes),
             Some(Claimed::Unreadable(unreadable)) if unreadable.id.message == row.id => {
                 set_state(row, unreadable.state, now);
                 row.unreadable = Some(Box::new(unreadable.failure));
@@ -701,7 +731,9 @@ impl Machine {
         for position in positions {
             let Some(row) = self.rows.get(position) else { continue };
             let id = row.key;
-            if self.keys.get(&id).is_some_and(|key| key.place == Place::Reading) {
+            // Rows of the page may have listed the key as thirsty again.
+            let reads = |key: &Key| matches!(key.place, Place::Reading | Place::Thirsty);
+            if self.keys.get(&id).is_some_and(reads) {
                 self.place(id, now);
             }
         }
@@ -730,8 +762,10 @@ impl Machine {
             key,
             topic,
             id,
-            state: delivery.state,
-            bytes: delivery.message.size(),
+            attempts: 0,
+            revision: 0,
+            held: false,
+            bytes: 0,
             phase: Phase::Barred,
             content: None,
             unreadable: None,
@@ -741,11 +775,12 @@ impl Machine {
             changed_at_claim: 0,
             added_at: now.saturating_sub(delivery.age),
         };
+        row.set_bytes(delivery.message.size());
         set_state(&mut row, delivery.state, now);
-        let blocked = row.state.held || row.parked_until.is_some();
+        let blocked = row.held || row.parked_until.is_some();
         if !blocked && self.keeps_content(key, topic, now) {
             self.loaded_rows += 1;
-            self.loaded_bytes += row.bytes;
+            self.loaded_bytes += row.bytes();
             row.content = Some(delivery);
         }
         self.rows.insert(position, Box::new(row));
@@ -769,7 +804,9 @@ impl Machine {
             key,
             topic,
             id: unreadable.id.message,
-            state: unreadable.state,
+            attempts: 0,
+            revision: 0,
+            held: false,
             bytes: 0,
             phase: Phase::Barred,
             content: None,
@@ -796,7 +833,7 @@ impl Machine {
         let Some(head) = key.queue.front().and_then(|head| self.rows.get(&head)) else {
             return true;
         };
-        let blocked = head.state.held
+        let blocked = head.held
             || head.phase == Phase::Writing
             || head.parked_until.is_some_and(|until| until > now);
         // The content of a queue is loaded from its head on, without gaps.
@@ -862,9 +899,9 @@ impl Machine {
         if let Some(row) = self.rows.get_mut(&position)
             && row.content.is_none()
         {
-            row.bytes = delivery.message.size();
+            row.set_bytes(delivery.message.size());
             self.loaded_rows += 1;
-            self.loaded_bytes += row.bytes;
+            self.loaded_bytes += row.bytes();
             row.content = Some(delivery);
         }
     }
@@ -882,7 +919,7 @@ impl Machine {
             && row.content.take().is_some()
         {
             self.loaded_rows -= 1;
-            self.loaded_bytes -= row.bytes;
+            self.loaded_bytes -= row.bytes();
         }
     }
 
@@ -891,7 +928,7 @@ impl Machine {
         let Some(row) = self.rows.remove(&position) else { return };
         if row.content.is_some() {
             self.loaded_rows -= 1;
-            self.loaded_bytes -= row.bytes;
+            self.loaded_bytes -= row.bytes();
         }
         self.watched.remove(&position);
         if row.phase == Phase::Barred
@@ -908,8 +945,8 @@ impl Machine {
 
 /// Takes over what the store records about a row.
 pub(super) fn set_state(row: &mut Row, state: RowState, now: Time) {
-    row.state = state;
-    row.state.held &= !seeded!("hold-forgotten");
+    (row.attempts, row.revision) = (state.attempts, state.revision);
+    row.held = state.held && !seeded!("hold-forgotten");
     row.parked_until = (!state.wait.is_zero()).then(|| now + state.wait);
 }
 

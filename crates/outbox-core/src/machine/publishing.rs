@@ -87,8 +87,8 @@ impl Machine {
         if row.parked_until.is_some_and(|until| until <= now) {
             row.parked_until = None;
         }
-        if row.state.held || row.parked_until.is_some() {
-            let wait = row.parked_until.filter(|_| !row.state.held);
+        if row.held || row.parked_until.is_some() {
+            let wait = row.parked_until.filter(|_| !row.held);
             return self.block(id, head, wait);
         }
         self.watched.remove(&head);
@@ -271,15 +271,16 @@ impl Machine {
         let position = key.queue.front()?;
         let row = self.rows.get_mut(&position)?;
         let free = row.phase == Phase::Queued
-            && !row.state.held
+            && !row.held
             && row.parked_until.is_none()
             && row.unreadable.is_none();
         let delivery = if free { row.content.take()? } else { return None };
         row.phase = Phase::Offered;
         key.queue.pop_front();
         key.outstanding += 1;
-        self.topics.get_mut(row.topic).sent(row.bytes);
-        let entry = Entry { position, key: id, topic: row.topic, lane: row.lane, bytes: row.bytes };
+        self.topics.get_mut(row.topic).sent(row.bytes());
+        let entry =
+            Entry { position, key: id, topic: row.topic, lane: row.lane, bytes: row.bytes() };
         if seeded!("settled-before-the-answer") {
             let delivered = Delivered::new(RowId::new(position, row.id), Receipt::default());
             self.unsettled.acknowledged(delivered, row.lane, now);
@@ -404,7 +405,7 @@ impl Machine {
             }
         }
         let Some(row) = self.rows.get(&entry.position) else { return };
-        let (id, read) = (row.id, row.state);
+        let (id, read) = (row.id, row.as_read());
         self.tell(Event::PublishFailed { topic: name, id, kind });
         // If the lane was lost meanwhile, its next owner has read the row already.
         let epoch = self.leases.get(entry.lane).map(|held| held.epoch);
@@ -474,11 +475,11 @@ impl Machine {
     fn condemn_unreadable(&mut self, position: Position) {
         let Some(row) = self.rows.get(&position) else { return };
         let Some(failure) = row.unreadable.clone() else { return };
-        let attempts = row.state.attempts.saturating_add(1);
+        let attempts = row.attempts.saturating_add(1);
         let settlement = self.judge(row.topic, PublishErrorKind::Rejected, attempts, 0.0);
         let lease = Lease::new(row.lane, row.epoch);
         let id = RowId::new(position, row.id);
-        self.write_failure(Failed::new(id, lease, row.state, attempts, settlement, *failure));
+        self.write_failure(Failed::new(id, lease, row.as_read(), attempts, settlement, *failure));
     }
 
     fn write_failure(&mut self, failed: Failed) {

@@ -291,7 +291,7 @@ impl Machine {
             return;
         }
         row.phase = Phase::Queued;
-        row.state.attempts = failed.attempts;
+        row.attempts = failed.attempts;
         row.changed_at_claim = claims;
         let (key, id, topic) = (row.key, row.id, Arc::clone(&self.topics.get(row.topic).name));
         match failed.settlement {
@@ -301,7 +301,7 @@ impl Machine {
                 self.tell(Event::RetryScheduled { topic, id, attempts, after });
             }
             Settlement::Held => {
-                row.state.held = true;
+                row.held = true;
                 self.tell(Event::Held { topic, id });
             }
             Settlement::Dead => {
