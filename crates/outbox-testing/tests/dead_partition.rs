@@ -127,3 +127,16 @@ async fn a_dead_partition_alone_at_the_broker_stops_nothing_that_comes_later() {
     }
     running.abort();
 }
+
+/// It reads on, beyond all that it may hold with content, as long as the partition is not known to be
+/// all that there is.
+#[tokio::test(start_paused = true)]
+async fn a_long_backlog_of_a_dead_partition_holds_up_no_other_topic_behind_it() {
+    let (store, broker) = dead_partition(Fault::Silence);
+    commit(&store, "orders", (0..300_000).map(|key| key % 20_000 * PARTITIONS)).await;
+    commit(&store, "invoices", 0..100).await;
+    let running = relay(&store, &broker, 20_000);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    running.abort();
+    assert_eq!(broker.published_to("invoices").len(), 100);
+}
