@@ -124,7 +124,17 @@ impl Plan {
             settings: settings(random, seed),
         };
         let slow_inserts = SmallRng::seed_from_u64(seed ^ 0x510).random_ratio(1, 20);
-        if slow_inserts { plan.with_slow_inserts() } else { plan }
+        let plan = if slow_inserts { plan.with_slow_inserts() } else { plan };
+        let hand_overs = SmallRng::seed_from_u64(seed ^ 0x4a0d).random_ratio(1, 10);
+        if hand_overs { plan.with_hand_overs() } else { plan }
+    }
+
+    /// Workers come and go all the time, so that lanes are handed over, and hand-overs called off.
+    fn with_hand_overs(mut self) -> Self {
+        (self.workers, self.restarts, self.slow_answers) = (2, 16, true);
+        (self.lanes, self.keys, self.transactions) = (2, 8, 80);
+        self.storm = Duration::from_secs(10);
+        self
     }
 
     fn with_slow_inserts(mut self) -> Self {
