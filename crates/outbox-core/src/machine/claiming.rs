@@ -310,8 +310,9 @@ impl Machine {
         if !self.pace.is_due(now) || !self.may_page(now) {
             return;
         }
-        // Where much that is known is to be read, keys have more of it behind, and would have to give
-        // up what a page brings for them. Beyond the room there is, one row is enough to go on with.
+        // Rows that are known as ids only are read before the page goes on: behind a row of its key that
+        // has no content yet, none is kept, and what the page brings would be read again. Without room
+        // for a page, a fetch of one row is enough to go on with.
         let enough = match self.page_room() {
             (_, false) => 1,
             (_, true) if self.is_catching_up() => usize::MAX,
@@ -346,8 +347,8 @@ impl Machine {
         order.open = self.horizon.aged(now);
     }
 
-    /// A page that comes to the end tells the newest position by itself. Before that, and while none
-    /// may be read, it is asked for: a backlog is to be known to be old once it is passed.
+    /// A page that comes to the end tells the newest position by itself. Before that, while none
+    /// may be read, and beside a fetch, it is asked for: a backlog is to be known to be old once it is passed.
     fn add_newest(&mut self, order: &mut ClaimOrder, now: Time) {
         let told = match &order.page {
             Some(_) => self.caught_up,
@@ -518,14 +519,14 @@ impl Machine {
             let id = row.key;
             match found.get(position) {
                 Some(watched) if watched.id.message == row.id => {
-                    let (old, new) = (row.as_read(), watched.state);
-                    let same = (old.attempts, old.revision, old.held)
+                    let new = watched.state;
+                    let same = (row.attempts, row.revision, row.held)
                         == (new.attempts, new.revision, new.held);
                     if same && row.phase == Phase::Queued {
                         continue;
                     }
                     row.phase = Phase::Queued;
-                    if old.revision != new.revision {
+                    if row.revision != new.revision {
                         // An operator wants it tried again, and may have mended it.
                         (row.unknown, row.not_sent) = (0, 0);
                         row.unreadable = None;
