@@ -136,13 +136,20 @@ enum Form {
     Ids(usize),
     /// The same in no order.
     Shuffled,
-    /// With `message_id IN (..)`, by our store, in runs of so many neighbours.
-    Ours(usize),
+    /// `id IN (..)` and `message_id IN (..)`.
+    Listed,
+    /// `id IN (..)`, and the message at its place in one literal.
+    Placed,
+    /// By our store: runs of so many neighbours, one of so many runs.
+    Ours(usize, usize),
     /// One range of so many.
     Range(usize),
     /// `(id, message_id) IN (..)`.
     Pairs,
 }
+
+/// So many rows are named by a statement unless the form says otherwise.
+const LIST: usize = 900;
 
 /// What is tried: a name, a form, how many connections, and whether the binary log keeps only what
 /// tells rows apart.
@@ -152,11 +159,16 @@ const FORMS: &[(&str, Form, usize, bool)] = &[
     ("`id IN` of 5,000", Form::Ids(5_000), 1, false),
     ("`id IN` of 900, in no order", Form::Shuffled, 1, false),
     ("a range of 900 (unsafe: takes rows nobody published)", Form::Range(900), 1, false),
-    ("**ours: and `message_id IN`, no neighbours**", Form::Ours(1), 1, false),
-    ("**ours, runs of 8**", Form::Ours(8), 1, false),
-    ("**ours, runs of 16**", Form::Ours(16), 1, false),
-    ("**ours, runs of 100**", Form::Ours(100), 1, false),
-    ("**ours, runs of 900**", Form::Ours(900), 1, false),
+    ("`id IN` of 900, and `message_id IN`", Form::Listed, 1, false),
+    ("`id IN` of 900, and all messages in one literal", Form::Placed, 1, false),
+    ("**ours, neighbours**", Form::Ours(900, 1), 1, false),
+    ("**ours, runs of 100, every second**", Form::Ours(100, 2), 1, false),
+    ("**ours, runs of 16, every second**", Form::Ours(16, 2), 1, false),
+    ("**ours, runs of 8, every second**", Form::Ours(8, 2), 1, false),
+    ("**ours, every second row**", Form::Ours(1, 2), 1, false),
+    ("**ours, every fourth row**", Form::Ours(1, 4), 1, false),
+    ("**ours, every 16th row**", Form::Ours(1, 16), 1, false),
+    ("**ours, every 20th row: messages listed**", Form::Ours(1, 20), 1, false),
     ("pairs of id and message id", Form::Pairs, 1, false),
     ("`id IN` of 900, two connections", Form::Ids(900), 2, false),
     ("`id IN` of 900, four connections", Form::Ids(900), 4, false),
@@ -175,7 +187,7 @@ async fn deletes(lab: &Lab, site: &Site, rows: usize, page: &mut Page) -> Result
             site.fill("statements", Backlog::of(rows)).await?;
             let before = lab.cpu(site.engine).await?;
             let took = match form {
-                Form::Ours(run) => settle(site, rows, *run).await?,
+                Form::Ours(run, of) => settle(site, rows, *run, *of).await?,
                 _ => delete(site, rows, *form, *connections, *minimal).await?,
             };
             cpu += lab.cpu(site.engine).await? - before;
@@ -189,20 +201,21 @@ async fn deletes(lab: &Lab, site: &Site, rows: usize, page: &mut Page) -> Result
     Ok(())
 }
 
-/// Deletes by our store, as the relay does: of two runs of neighbours one and then the other.
-async fn settle(site: &Site, rows: usize, run: usize) -> Result<Duration> {
+/// Deletes by our store, as so many relays do that have as many lanes each: one after the other its
+/// runs of each part of the table.
+async fn settle(site: &Site, rows: usize, run: usize, of: usize) -> Result<Duration> {
     let store = site.store()?;
     store.open().await?;
     let numbers: Vec<u64> = (0..rows as u64).collect();
-    let mut delivered = Vec::with_capacity(rows);
-    for block in numbers.chunks(2 * 900) {
-        for turn in [0, 1] {
-            let runs = block.chunks(run).skip(turn).step_by(2);
-            delivered.extend(runs.flatten().map(|number| self::delivered(*number)));
+    let mut lists: Vec<Vec<Delivered>> = vec![];
+    for part in numbers.chunks(of * LIST) {
+        for turn in 0..of {
+            let runs = part.chunks(run).skip(turn).step_by(of);
+            lists.push(runs.flatten().map(|number| delivered(*number)).collect());
         }
     }
     let began = Instant::now();
-    for list in delivered.chunks(900) {
+    for list in &lists {
         store.settle(Settle::new(list, &[])).await?;
     }
     Ok(began.elapsed())
@@ -223,21 +236,37 @@ fn message_id(number: u64) -> [u8; 16] {
     id
 }
 
+/// The message of the row with this id, as hexadecimal digits.
+fn digits(id: u64) -> String {
+    message_id(id - 1).map(|byte| format!("{byte:02x}")).concat()
+}
+
 fn text(ids: &[u64], form: Form) -> String {
     let list = |one: &dyn Fn(&u64) -> String| ids.iter().map(one).collect::<Vec<_>>().join(",");
     match form {
-        Form::Ids(_) | Form::Shuffled | Form::Ours(_) => {
+        Form::Ids(_) | Form::Shuffled | Form::Ours(..) => {
             format!("DELETE FROM outbox WHERE id IN ({})", list(&u64::to_string))
         }
         Form::Range(_) => {
             let (first, last) = (ids.first().unwrap_or(&1), ids.last().unwrap_or(&0));
             format!("DELETE FROM outbox WHERE id BETWEEN {first} AND {last}")
         }
+        Form::Listed => {
+            let (ids, messages) =
+                (list(&u64::to_string), list(&|id| format!("x'{}'", digits(*id))));
+            format!("DELETE FROM outbox WHERE id IN ({ids}) AND message_id IN ({messages})")
+        }
+        Form::Placed => {
+            let messages = ids.iter().map(|id| digits(*id)).collect::<String>();
+            let (count, first) = (ids.len(), ids.first().unwrap_or(&1));
+            format!(
+                "DELETE FROM outbox WHERE id IN ({}) \
+                 AND message_id = SUBSTR(x'{messages}', 1 + 16 * ((id - {first}) MOD {count}), 16)",
+                list(&u64::to_string)
+            )
+        }
         Form::Pairs => {
-            let pair = |id: &u64| {
-                let bytes = message_id(id - 1).map(|byte| format!("{byte:02x}")).concat();
-                format!("({id},x'{bytes}')")
-            };
+            let pair = |id: &u64| format!("({id},x'{}')", digits(*id));
             format!("DELETE FROM outbox WHERE (id, message_id) IN ({})", list(&pair))
         }
     }
@@ -263,7 +292,7 @@ async fn delete(
     }
     let size = match form {
         Form::Ids(size) | Form::Range(size) => size,
-        _ => 900,
+        _ => LIST,
     };
     let texts: Vec<String> = ids.chunks(size).map(|ids| text(ids, form)).collect();
     let mut opened = vec![];
