@@ -133,7 +133,7 @@ fn digits(message: MessageId) -> String {
 
 /// Rows in the order of their ids, with runs of neighbours, near to each other and far apart.
 fn any_delivered() -> impl Strategy<Value = Vec<Delivered>> {
-    let gap = prop_oneof![4 => 1_u64..4, 1 => 500_u64..700, 1 => 1_u64..100_000];
+    let gap = prop_oneof![4 => 1_u64..4, 1 => 180_u64..280, 1 => 1_u64..100_000];
     let runs = vec((gap, 1_u64..40), 0..60);
     (runs, any::<u64>(), any::<u32>()).prop_map(|(runs, seed, first)| {
         let mut positions = Vec::new();
