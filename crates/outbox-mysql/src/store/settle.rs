@@ -21,8 +21,8 @@ const FAILURES: usize = 100;
 /// lengths save: `cargo xtask bench statements`.
 const RUN: usize = 8;
 
-/// Ids are near to each other when no more than so many go to each row: with 4 one literal costs less
-/// than a list, with 16 more.
+/// Ids are near to each other when no more than so many go to each row: about as many as one literal
+/// costs less for than a list.
 const NEAR: usize = 6;
 
 /// Bytes of the id of a message.
