@@ -77,7 +77,8 @@ fn messages(rows: &[Delivered]) -> String {
     };
     let mut messages = vec![[0; MESSAGE]; places];
     for row in rows {
-        messages[place(row, places)] = *row.id.message.as_bytes();
+        let place = row.id.position.0 % places as u64;
+        messages[place as usize] = *row.id.message.as_bytes();
     }
     let messages = messages.as_flattened();
     format!(
@@ -86,17 +87,13 @@ fn messages(rows: &[Delivered]) -> String {
     )
 }
 
-/// How many places give each row one of its own, by the rest of its id; none where that would be too
-/// many, or where the ids do not ascend.
+/// How many places there must be for each row to have its own, by the rest of its id; none where that
+/// would be too many, or where the ids do not ascend.
 fn places(rows: &[Delivered]) -> Option<usize> {
     let ids = rows.iter().map(|row| row.id.position.0);
     let (first, last) = (ids.clone().next()?, ids.clone().next_back()?);
     let width = usize::try_from(last.checked_sub(first)?).ok()?.checked_add(1)?;
     (width <= rows.len() * NEAR && ids.is_sorted_by(|id, next| id < next)).then_some(width)
-}
-
-fn place(row: &Delivered, places: usize) -> usize {
-    (row.id.position.0 % places as u64) as usize
 }
 
 fn list<'a>(rows: impl Iterator<Item = &'a Delivered> + Clone) -> String {
