@@ -229,7 +229,7 @@ impl Failure {
     pub fn new(class: &'static str, text: &str) -> Self {
         let mut clean = String::new();
         for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
-            if clean.len() + c.len_utf8() > Self::MAX_BYTES - class.len() - 2 {
+            if clean.len() + c.len_utf8() > Self::MAX_BYTES.saturating_sub(class.len() + 2) {
                 break;
             }
             clean.push(c);

@@ -409,6 +409,8 @@ pub struct Machine {
     claiming: Option<Claiming>,
     claims: u64,
     claim_failing: Option<Time>,
+    /// How often the size of claims is halved: one more for each that took too long.
+    smaller: u32,
     lanes: Map<Lane, LaneRows>,
     fresh_lanes: Vec<Lane>,
     catch_up: Option<CatchUp>,
@@ -446,6 +448,8 @@ pub struct Machine {
     checked: bool,
     checking: bool,
     check_at: Time,
+    /// How often in a row the lanes were given up for those who may deliver what this worker cannot.
+    given_up: u32,
     purging: bool,
     purge_at: Time,
     counting: bool,
@@ -492,6 +496,7 @@ impl Machine {
             claiming: None,
             claims: 0,
             claim_failing: None,
+            smaller: 0,
             lanes: Map::default(),
             fresh_lanes: Vec::new(),
             catch_up: None,
@@ -524,6 +529,7 @@ impl Machine {
             checked: false,
             checking: false,
             check_at: now,
+            given_up: 0,
             purging: false,
             purge_at: now,
             counting: false,
@@ -630,7 +636,7 @@ impl Machine {
             in_flight: self.in_flight(),
             content_bytes: self.loaded_bytes,
             known: self.rows.len() + self.lanes.values().map(LaneRows::unread_count).sum::<usize>(),
-            held_keys: self.watched.iter().filter(|p| self.is_held(**p)).count(),
+            held_keys: self.watched.len(),
             closed_topics: closed.map(|topic| Arc::clone(&topic.name)).collect(),
             backlog: self.backlog,
             last_delivery: self.circuit.last_ack().map(|ack| now.saturating_sub(ack)),
@@ -719,13 +725,13 @@ impl Machine {
     fn pass_time(&mut self, now: Time) {
         let expired = self.leases.expire(now);
         self.lose(expired, now);
-        let troubled = self.claim_failing.is_some() || self.circuit.is_open();
+        let troubled = self.claim_failing.is_some() || self.circuit.open_since().is_some();
         if self.leases.len() == 0 && self.checked && troubled {
             // Without lanes nothing shows that store and broker work again: a check must, or this
             // worker would never take a lane again.
             self.claim_failing = None;
             self.checked = false;
-            self.check_at = now;
+            self.check_at = now + self.time_off();
         }
         while let Some(Reverse((time, key))) = self.parked.peek().copied() {
             if time > now {
@@ -784,6 +790,9 @@ impl Machine {
         }
         for key in std::mem::take(&mut self.stalled_by_lane) {
             self.place(key, now);
+        }
+        if !self.checked && !self.leases.has_peer() {
+            self.check_at = self.check_at.min(now);
         }
         let more = !self.leases.take_overs(now, self.is_healthy(now)).is_empty()
             || self.leases.renewals().len() > self.leases.len();
@@ -906,6 +915,9 @@ impl Machine {
             self.lanes.remove(&lease.lane);
         }
         self.tell(Event::LanesReleased { lanes: leases.iter().map(|lease| lease.lane).collect() });
+        if self.leases.len() == 0 && !self.is_healthy(now) {
+            self.given_up = self.given_up.saturating_add(1);
+        }
         self.releasing = true;
         Some(Action::Release(leases, false))
     }
@@ -924,7 +936,18 @@ impl Machine {
     // ---- chores --------------------------------------------------------------------------------
 
     fn needs_check(&self) -> bool {
-        !self.checked && !self.checking && self.stage == Stage::Running
+        let asked_for = !self.checked || self.circuit.open_since().is_some();
+        asked_for && !self.checking && self.stage == Stage::Running
+    }
+
+    /// How long a worker that gave its lanes up stays without: a check may pass where nothing can be
+    /// delivered, and it would take them at once from those who deliver.
+    fn time_off(&self) -> Duration {
+        let lease = self.settings.lease;
+        match self.given_up {
+            0 => Duration::ZERO,
+            times => (lease / 3 * (1 << (times - 1).min(5))).min(10 * lease),
+        }
     }
 
     fn next_chore(&mut self, now: Time) -> Option<Action> {
@@ -954,14 +977,19 @@ impl Machine {
 
     fn checked(&mut self, result: Result<(), PublishErrorKind>, now: Time) {
         self.checking = false;
+        self.check_at = now + Duration::from_secs(1);
+        if self.leases.len() > 0 {
+            // Whether messages arrive is what counts; a check tells how many may try.
+            self.circuit.checked(result.is_ok());
+            self.checked |= result.is_ok();
+            return;
+        }
         self.checked = result.is_ok();
         if self.checked {
             self.keep_at = self.keep_at.min(now);
-            if self.leases.len() == 0 {
-                self.circuit = Circuit::default();
+            if let Some(since) = self.circuit.close() {
+                self.tell(Event::CircuitClosed { after: now.saturating_sub(since) });
             }
-        } else {
-            self.check_at = now + Duration::from_secs(1);
         }
     }
 
@@ -1015,6 +1043,11 @@ impl Machine {
                 self.stage = Stage::Releasing;
                 self.releasing = true;
                 Some(Action::Release(self.leases.all(), true))
+            }
+            Stage::Draining(_) if self.settings.until_empty && self.offered == 0 => {
+                // The broker has nothing of ours, and may be asked to deliver again.
+                self.stage = Stage::Settling(now + self.settings.statement_deadline * 2);
+                self.next_step_down(now)
             }
             Stage::Draining(until) if self.offered == 0 || until <= now => {
                 self.stage = Stage::Closing(now);

@@ -12,6 +12,7 @@ use outbox_core::broker::{BrokerProfile, PublishErrorKind};
 use outbox_core::{Dispatcher, Message};
 use outbox_testing::{Fault, MemoryBroker, MemoryStore};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 const PARTITIONS: usize = 6;
 /// As Kafka's by default.
@@ -112,11 +113,14 @@ async fn a_dead_partition_that_fills_its_topics_half_of_the_window_holds_up_no_o
     assert!(topic <= UNTIL_SLOW, "{topic}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_dead_partition_alone_at_the_broker_stops_nothing_that_comes_later() {
-    let (store, broker) = dead_partition(Fault::Silence);
+/// Whatever comes for the partitions that answer, while nothing else but the dead one has anything.
+async fn nothing_that_comes_later_waits(
+    store: MemoryStore,
+    broker: MemoryBroker,
+    dead_keys: usize,
+) {
     let running = relay(&store, &broker, 10_000);
-    commit(&store, "orders", [0, PARTITIONS].into_iter()).await;
+    commit(&store, "orders", (0..dead_keys).map(|key| key * PARTITIONS)).await;
     tokio::time::sleep(Duration::from_secs(300)).await;
     for key in 1..PARTITIONS {
         commit(&store, "orders", [key].into_iter()).await;
@@ -126,6 +130,34 @@ async fn a_dead_partition_alone_at_the_broker_stops_nothing_that_comes_later() {
         tokio::time::sleep(Duration::from_secs(300)).await;
     }
     running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_partition_alone_at_the_broker_stops_nothing_that_comes_later() {
+    // With forty keys one of them waits to be sent again at any time.
+    for dead_keys in [2, 40] {
+        let (store, broker) = dead_partition(Fault::Silence);
+        nothing_that_comes_later_waits(store, broker, dead_keys).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_many_keys_nor_does_one_that_is_probed_by_one_message_at_a_time() {
+    let broker = MemoryBroker::new().with_profile(BrokerProfile::new(1_000_000, UNDECIDED));
+    let is_dead = |message: &Message| message.partition() == Some(0);
+    let probed = std::sync::Mutex::new(None::<Instant>);
+    let probes = move |message: &Message| {
+        let mut probed = probed.lock().unwrap();
+        let free = probed.is_none_or(|at| at.elapsed() >= UNDECIDED);
+        if is_dead(message) && free {
+            *probed = Some(Instant::now());
+            return true;
+        }
+        false
+    };
+    broker.fail_when(move |delivery| probes(&delivery.message), Fault::Silence);
+    broker.fail_when(move |delivery| is_dead(&delivery.message), PublishErrorKind::NotSent);
+    nothing_that_comes_later_waits(MemoryStore::new(), broker, 5_000).await;
 }
 
 /// It reads on, beyond all that it may hold with content, as long as the partition is not known to be

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use outbox_core::broker::PublishErrorKind;
 use outbox_core::observe::{Event, Observer};
+use outbox_core::retry::RetryPolicy;
 use outbox_core::store::StoreErrorKind;
-use outbox_core::{Dispatcher, Message, MessageId, Wake};
+use outbox_core::{DeadLetters, Dispatcher, Message, MessageId, Wake};
 use outbox_testing::{Fault, FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
 
 fn message(key: usize, number: usize) -> Message {
@@ -204,6 +205,25 @@ impl Observer for Panicking {
         // As a panic, without the noise of its backtrace.
         std::panic::resume_unwind(Box::new("an observer's own trouble"));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_retry_is_noticed_soon_beside_many_keys_that_wait() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let held = add(&store, 1, 1).await[0];
+    broker.fail_when(move |d| d.message.id() == held, PublishErrorKind::Rejected);
+    broker.fail_when(|_| true, PublishErrorKind::Failed);
+    add(&store, 20_000, 20_000).await;
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone())
+        .retry(RetryPolicy::exponential(Duration::from_secs(3_600), Duration::from_secs(3_600)));
+    let running = tokio::spawn(dispatcher.build().unwrap().run(std::future::pending()));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    broker.heal();
+    assert_eq!(store.retry(&[held]).await.unwrap(), 1);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let published: Vec<_> = broker.published().iter().map(|record| record.message_id).collect();
+    assert_eq!(published.first(), Some(&held));
+    running.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,15 +1,17 @@
-//! The promises of the README, one test each in the same words, on the fakes.
+//! The promises of the README in the same words, on the fakes; the one about neighbours needs a real
+//! database, and its test is with those.
 //!
 //! The simulation checks the same under thousands of fault schedules, and `integration-tests` on
 //! real servers; this is where to read what a promise means.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use outbox_core::broker::PublishErrorKind;
 use outbox_core::retry::{OnDeath, Retention, RetryPolicy, TopicPolicy};
 use outbox_core::{DeadLetters, Dispatcher, Message, MessageId};
-use outbox_testing::{Fault, MemoryBroker, MemoryStore};
+use outbox_testing::{Fault, FaultyStore, MemoryBroker, MemoryStore};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -178,6 +180,43 @@ async fn with_faults_extra_appearances_are_bounded_by_what_was_in_flight() {
     let extra = broker.published().len() - ids.len();
     assert!(extra > 0, "the crashes came at moments without consequence");
     assert!(extra <= IN_FLIGHT * CRASHES, "{extra} extra appearances");
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_appearances_follow_commit_order_whatever_happens_to_clocks_leases_and_processes() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    broker.set_latency(Duration::from_millis(50));
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    let start = || {
+        let dispatcher = Dispatcher::builder(Arc::clone(&faulty), broker.clone());
+        Running::start(dispatcher.build().expect("valid settings"))
+    };
+    let (mut ids, mut workers) = (Vec::new(), vec![start(), start()]);
+    for round in 0..400 {
+        ids.push(commit(&store, "orders", &(round % 7).to_string()).await);
+        match round % 100 {
+            20 => store.set_clock_back(Duration::from_secs(3_600)),
+            40 => {
+                // Leases expire while their owners live.
+                let _outage = faulty.outage();
+                tokio::time::sleep(Duration::from_secs(60)).await;
+            }
+            60 => {
+                workers.remove(0).crash().await;
+                workers.push(start());
+            }
+            80 => broker.fail_next(3, Fault::Doubt),
+            _ => {}
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // The lanes of those that crashed wait for a lease by the store's clock, wherever it was set to.
+    tokio::time::sleep(Duration::from_secs(4 * 3_600 + 600)).await;
+    store.assert_pending::<&str>([]);
+    broker.assert_order_per_key(&ids);
+    for worker in workers {
+        worker.stop().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

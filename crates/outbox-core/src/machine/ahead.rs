@@ -1,6 +1,6 @@
 //! Looking at what is about to be used, for several messages side by side.
 //!
-//! With ten thousand messages under way hardly anything that is known of one is in the processor's
+//! With twenty thousand messages under way hardly anything that is known of one is in the processor's
 //! caches, and each message would wait for memory some ten times, one after the other. Here nothing
 //! waits for anything of another message, so that the processor fetches what several of them need
 //! at once. Nothing depends on it.

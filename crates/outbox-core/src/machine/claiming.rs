@@ -14,6 +14,8 @@ use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watch
 
 /// Rows fetched by position in one claim: as many as a page brings.
 const FETCH_ROWS: usize = 4_000;
+/// So often claims are halved that take too long.
+const MOST_HALVINGS: u32 = 10;
 /// Rows watched in one claim.
 const WATCH_ROWS: usize = 500;
 /// Rows of a page while the broker is down.
@@ -84,7 +86,7 @@ impl Machine {
 
     /// How many rows may hold their content: those in flight, and as many that wait for them.
     fn loaded_limit(&self) -> usize {
-        2 * self.settings.rows_in_flight
+        self.settings.rows_in_flight.saturating_mul(2)
     }
 
     /// How many rows the next page may have; zero unless it is worth while.
@@ -107,7 +109,8 @@ impl Machine {
 
     fn full_page(&self) -> usize {
         let by_window = self.settings.page_rows.min(self.settings.rows_in_flight);
-        by_window.min(self.rows_of(self.settings.bytes_in_flight / CLAIM_SHARE))
+        let by_bytes = self.rows_of(self.settings.bytes_in_flight / CLAIM_SHARE);
+        (by_window.min(by_bytes) >> self.smaller).max(1)
     }
 
     /// How many rows are worth a claim.
@@ -195,13 +198,14 @@ impl Machine {
             return (RESERVE_ROWS, RESERVE_BYTES);
         }
         let within = |limit: usize, reserve: usize, in_all: usize, loaded: usize| {
-            let reserve = (limit + in_all).saturating_sub(loaded).min(reserve);
+            let reserve = limit.saturating_add(in_all).saturating_sub(loaded).min(reserve);
             limit.saturating_sub(loaded).max(reserve)
         };
         let (limit, window) = (self.loaded_limit(), self.settings.bytes_in_flight);
         let rows = within(limit, RESERVE_ROWS, RESERVE_ROWS_IN_ALL, self.loaded_rows);
         let bytes = within(window, RESERVE_BYTES, window / RESERVE_SHARE, self.loaded_bytes);
-        (rows.min(FETCH_ROWS), bytes.min(CLAIM_BYTES).min(window / CLAIM_SHARE))
+        let bytes = bytes.min(CLAIM_BYTES).min(window / CLAIM_SHARE);
+        ((rows.min(FETCH_ROWS) >> self.smaller).max(rows.min(1)), bytes >> self.smaller)
     }
 
     /// Rows by position: first those that bar their lane, then heads whose content is not here.
@@ -251,7 +255,7 @@ impl Machine {
             let topic = self.topics.get(key.topic);
             if topic.is_closed() && !topic.allows(usize::MAX, now) {
                 key.place = Place::Stalled;
-                self.topics.get_mut(key.topic).stalled.push_back(id);
+                self.topics.get_mut(key.topic).stall(id);
                 continue;
             }
             // What is read now another worker would have to read again.
@@ -315,7 +319,7 @@ impl Machine {
         // for a page, a fetch of one row is enough to go on with.
         let enough = match self.page_room() {
             (_, false) => 1,
-            (_, true) if self.is_catching_up() => usize::MAX,
+            (_, true) if self.is_catching_up() || self.pace.is_overdue(now) => usize::MAX,
             (_, true) => self.worth_while(),
         };
         if order.fetch.len() >= enough {
@@ -384,7 +388,7 @@ impl Machine {
             if !self.topics.get(topic).is_congested() {
                 continue;
             }
-            for id in self.topics.get(topic).stalled.clone() {
+            for id in self.topics.get_mut(topic).newly_stalled() {
                 self.strip(id, 0);
             }
         }
@@ -441,12 +445,20 @@ impl Machine {
 
     pub(super) fn claimed(&mut self, result: Result<ClaimReply, StoreErrorKind>, now: Time) {
         let Some(claim) = self.claiming.take() else { return };
+        if self.is_idle() {
+            // Whatever this claim brings was not waited for: quiet is not being stuck.
+            self.last_progress = now;
+        }
         let reply = match result {
             Ok(reply) => reply,
             Err(kind) => {
                 self.claim_failing.get_or_insert(now);
                 self.requeue_reading(&claim.order.fetch, now);
                 self.recheck.extend(&claim.order.watch);
+                // What took too long may have been too much.
+                if now.saturating_sub(claim.sent) > self.settings.statement_deadline / 2 {
+                    self.smaller = (self.smaller + 1).min(MOST_HALVINGS);
+                }
                 let wait = self.settings.poll_longest.mul_f64(1.0 + self.chance());
                 self.pace.back_off(wait, now);
                 self.end_of_claim(claim.number);
@@ -454,6 +466,7 @@ impl Machine {
             }
         };
         self.claim_failing = None;
+        self.smaller = self.smaller.saturating_sub(1);
         let another = self.server.is_some_and(|server| server != reply.server);
         if another {
             self.meet_server(reply.server, now);

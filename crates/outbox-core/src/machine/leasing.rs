@@ -244,6 +244,11 @@ impl Leases {
             .collect()
     }
 
+    /// Whether somebody else could do our work.
+    pub(super) fn has_peer(&self) -> bool {
+        self.live_healthy(false) > 0
+    }
+
     fn somebody_is_below(&self, floor: usize) -> bool {
         self.standing
             .workers

@@ -25,6 +25,8 @@ pub(super) struct Pace {
 /// At this many rows a second the interval has grown to `busiest`: with the square of the load,
 /// since the first hundreds a second cost a machine little, whatever the size of their batches.
 const BUSY_ROWS_PER_SECOND: f64 = 4_000.0;
+/// However much else there is to read, a page is read this often.
+const OVERDUE: Duration = Duration::from_secs(1);
 /// The rate is that of about this time: a page alone, which four writers chanced to commit into,
 /// would look like full load, and the chance of a few pages would still make intervals of a fifth
 /// more than what the load asks for.
@@ -56,6 +58,11 @@ impl Pace {
         self.next <= now
     }
 
+    /// Whether no page was read for long, because something else had to be read.
+    pub(super) fn is_overdue(&self, now: Time) -> bool {
+        now.saturating_sub(self.last) >= OVERDUE
+    }
+
     /// A page that was asked for at `sent` came back with `rows` rows; `more` if it ended at a limit.
     pub(super) fn page(&mut self, rows: usize, more: bool, sent: Time, now: Time, random: f64) {
         let since = now.saturating_sub(self.last).max(self.shortest);
@@ -72,7 +79,7 @@ impl Pace {
             self.wait.mul_f64(1.5).clamp(self.shortest, self.longest)
         } else {
             let load = (self.rate / BUSY_ROWS_PER_SECOND).min(1.0);
-            self.busiest.mul_f64(load * load).max(self.shortest)
+            self.busiest.mul_f64(load * load).clamp(self.shortest, self.longest)
         };
         // From page to page. A server that takes long is left alone for half of the interval.
         self.next = (sent + self.wait.mul_f64(0.9 + 0.1 * random)).max(now + self.wait / 2);
@@ -113,7 +120,7 @@ mod tests {
 
     fn pace() -> Pace {
         let millis = Duration::from_millis;
-        Pace::new(millis(1), millis(50), millis(250))
+        Pace::new(millis(1), millis(50), millis(300))
     }
 
     #[test]
@@ -123,7 +130,7 @@ mod tests {
             pace.page(0, false, now, now, 1.0);
             now = pace.next();
         }
-        assert_eq!(pace.wait, Duration::from_millis(250));
+        assert_eq!(pace.wait, Duration::from_millis(300));
     }
 
     /// Pages with rows at this rate, for eight seconds; gives the shortest and the longest wait of

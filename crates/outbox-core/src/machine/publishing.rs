@@ -111,9 +111,11 @@ impl Machine {
         }
     }
 
-    /// The head of this key is held, or parked until then: nothing behind it may go.
+    /// The head of this key is parked until then, or held: nothing behind it may go.
     fn block(&mut self, id: KeyId, head: Position, until: Option<Time>) {
-        self.watched.insert(head);
+        if until.is_none() {
+            self.watched.insert(head);
+        }
         let Some(key) = self.keys.get_mut(&id) else { return };
         if until.is_some() && key.timer != until {
             key.timer = until;
@@ -131,7 +133,7 @@ impl Machine {
         let closed = self.topics.get(topic).is_closed();
         let mut rounds = if closed { 1 } else { self.topics.get(topic).room() };
         while rounds > 0 && self.topics.get(topic).allows(bytes_share, now) {
-            let Some(id) = self.topics.get_mut(topic).stalled.pop_front() else { return };
+            let Some(id) = self.topics.get_mut(topic).next_stalled() else { return };
             if self.keys.get(&id).is_some_and(|key| key.place == Place::Stalled) {
                 self.place(id, now);
                 rounds -= 1;
@@ -169,7 +171,7 @@ impl Machine {
             return None;
         }
         let random = self.chance();
-        self.circuit.sent(now, random);
+        self.circuit.sent(entries.len(), now, random);
         self.published_at = now;
         let number = self.next_batch;
         self.next_batch += 1;
@@ -228,7 +230,7 @@ impl Machine {
             };
             if !self.topics.get(topic).allows(bytes_share, now) {
                 self.set_place(id, Place::Stalled);
-                self.topics.get_mut(topic).stalled.push_back(id);
+                self.topics.get_mut(topic).stall(id);
                 if self.topics.get(topic).is_closed() {
                     self.strip(id, 0);
                 }
@@ -345,10 +347,10 @@ impl Machine {
     }
 
     fn acknowledged(&mut self, entry: &Entry, receipt: Receipt, now: Time) {
-        let opened_at = self.circuit.open_since();
-        if !seeded!("circuit-stays-open") && self.circuit.acknowledged(now) {
-            let after = now.saturating_sub(opened_at.unwrap_or(now));
-            self.tell(Event::CircuitClosed { after });
+        if !seeded!("circuit-stays-open")
+            && let Some(since) = self.circuit.acknowledged(now)
+        {
+            self.tell(Event::CircuitClosed { after: now.saturating_sub(since) });
             self.pace.hurry(now);
         }
         let name = Arc::clone(&self.topics.get(entry.topic).name);
@@ -358,6 +360,7 @@ impl Machine {
             self.tell(Event::TopicOpened { topic: Arc::clone(&name), after });
         }
         self.last_progress = now;
+        self.given_up = 0;
         let Some(row) = self.rows.get_mut(&entry.position) else { return };
         row.phase = Phase::Acknowledged;
         let id = row.id;
@@ -386,11 +389,13 @@ impl Machine {
                 }
                 if self.circuit.troubled(sent, now, random) {
                     self.tell(Event::CircuitOpened);
+                    self.check_at = now;
                 }
             }
             // The next one may not be sent either: as long as a partition does not answer, many are not.
             PublishErrorKind::NotSent => {
                 self.circuit.inconclusive(now + UNAVAILABLE_WAIT);
+                self.circuit.spared();
                 self.topics.get_mut(entry.topic).inconclusive();
             }
             PublishErrorKind::Destination => {

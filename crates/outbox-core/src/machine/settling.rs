@@ -28,6 +28,10 @@ pub(super) struct Unsettled {
     /// Settles that failed, or whose answer was lost: repeated with the same rows.
     again: VecDeque<(u64, Out)>,
     again_at: Time,
+    /// Failures that the store refuses to record: they are tried again now and then, and delivered rows
+    /// do not wait for them.
+    refused: VecDeque<(u64, Out)>,
+    refused_at: Time,
     failures: u32,
     failing: Option<Time>,
     lanes: Map<Lane, usize>,
@@ -42,6 +46,9 @@ struct Waiting {
     /// The turn when it was acknowledged.
     since: u64,
 }
+
+/// How long after a refusal it is tried again.
+const REFUSED_WAIT: Duration = Duration::from_secs(5);
 
 /// How soon a row is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,7 +128,25 @@ impl Unsettled {
         if !self.failed.is_empty() || self.chosen.len() + self.waiting.len() >= enough {
             return Some(Time::ZERO);
         }
-        self.since.map(|since| since + settings.settle_linger)
+        let refused = (!self.refused.is_empty()).then_some(self.refused_at);
+        let delivered = self.since.map(|since| since + settings.settle_linger);
+        refused.into_iter().chain(delivered).min()
+    }
+
+    /// Whether there is anything that no settle took before.
+    fn has_new(&self) -> bool {
+        !(self.failed.is_empty() && self.chosen.is_empty() && self.waiting.is_empty())
+    }
+
+    /// The store refuses this settle, and would again: from now on its failures go by themselves.
+    fn part(&mut self, out: &mut Out, now: Time) {
+        let order = Arc::make_mut(&mut out.order);
+        let failed = std::mem::take(&mut order.failed);
+        let lanes = out.lanes.split_off(order.delivered.len());
+        let order = SettleOrder { delivered: Vec::new(), failed, ..order.clone() };
+        self.next += 1;
+        self.refused.push_back((self.next, Out { order: Arc::new(order), lanes }));
+        self.refused_at = now + REFUSED_WAIT;
     }
 
     fn take(&mut self, settings: &Settings, is_leaving: impl Fn(Lane) -> bool) -> Out {
@@ -202,8 +227,11 @@ impl Machine {
         if due > now && !(hurry && self.unsettled.again.is_empty()) {
             return None;
         }
-        let (number, out) = match self.unsettled.again.pop_front() {
+        let refused = self.unsettled.refused_at <= now && self.unsettled.again.is_empty();
+        let refused = if refused { self.unsettled.refused.pop_front() } else { None };
+        let (number, out) = match self.unsettled.again.pop_front().or(refused) {
             Some(again) => again,
+            None if !self.unsettled.has_new() => return None,
             None => {
                 self.unsettled.next += 1;
                 // A lane that is being handed over, or was lost, waits for nothing.
@@ -229,6 +257,14 @@ impl Machine {
             Err(_) if seeded!("unclear-settle-is-done") => Settled::default(),
             Err(kind) => {
                 // It may have happened: the rows stay known until it was repeated.
+                Arc::make_mut(&mut out.order).repeated = true;
+                let passes = matches!(kind, StoreErrorKind::Conflict | StoreErrorKind::Unavailable);
+                if !passes && !out.order.failed.is_empty() {
+                    self.unsettled.part(&mut out, now);
+                    if out.order.delivered.is_empty() {
+                        return self.store_failed(Step::Settle, kind);
+                    }
+                }
                 let wait = match kind {
                     StoreErrorKind::Conflict => Duration::from_millis(5),
                     _ => Duration::from_millis(100),
@@ -239,7 +275,6 @@ impl Machine {
                 if kind != StoreErrorKind::Conflict || self.unsettled.failures > 5 {
                     self.unsettled.failing.get_or_insert(now);
                 }
-                Arc::make_mut(&mut out.order).repeated = true;
                 self.unsettled.again.push_back((number, out));
                 return self.store_failed(Step::Settle, kind);
             }

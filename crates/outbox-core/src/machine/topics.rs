@@ -49,7 +49,9 @@ pub(super) struct Topic {
     /// Its entries among the keys that are ready, stale ones included.
     pub(super) ready: usize,
     /// Keys that could send if the topic let them.
-    pub(super) stalled: VecDeque<KeyId>,
+    stalled: VecDeque<KeyId>,
+    /// So many of them, from the first on, were asked to give their content up.
+    bare: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +102,7 @@ impl Topics {
             closed: None,
             ready: 0,
             stalled: VecDeque::new(),
+            bare: 0,
         });
         id
     }
@@ -161,6 +164,23 @@ impl Topic {
         self.closed.map(|closed| closed.since)
     }
 
+    /// A key waits until the topic lets it send.
+    pub(super) fn stall(&mut self, id: KeyId) {
+        self.stalled.push_back(id);
+    }
+
+    /// The key that has waited longest.
+    pub(super) fn next_stalled(&mut self) -> Option<KeyId> {
+        self.bare = self.bare.saturating_sub(1);
+        self.stalled.pop_front()
+    }
+
+    /// The keys that began to wait since this was asked last.
+    pub(super) fn newly_stalled(&mut self) -> Vec<KeyId> {
+        let bare = std::mem::replace(&mut self.bare, self.stalled.len());
+        self.stalled.range(bare..).copied().collect()
+    }
+
     /// Whether another message of this topic may be sent.
     pub(super) fn allows(&self, bytes_share: usize, now: Time) -> bool {
         match self.closed {
@@ -186,7 +206,7 @@ impl Topic {
     pub(super) fn timed_out(&mut self, now: Time, undecided: Duration) {
         if self.halved_at.is_none_or(|at| now.saturating_sub(at) >= undecided) {
             self.halved_at = Some(now);
-            self.share = (self.share / 2).max(SMALLEST_SHARE);
+            self.share = (self.share / 2).max(SMALLEST_SHARE).min(self.share);
         }
     }
 

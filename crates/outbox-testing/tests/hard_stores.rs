@@ -1,0 +1,100 @@
+//! Stores that are neither down nor well: one behind a slow line, and one that refuses to record failures.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use outbox_core::broker::PublishErrorKind;
+use outbox_core::store::{
+    Backlog, Claim, ClaimReply, Claimed, KeepLeases, Purge, Release, Settle, Settled, Standing,
+    StoreError, StoreErrorKind, StoreProfile,
+};
+use outbox_core::{Dispatcher, Message, Store};
+use outbox_testing::{MemoryBroker, MemoryStore};
+use tokio::time::{sleep, timeout};
+
+#[derive(Debug)]
+struct Hard {
+    store: MemoryStore,
+    bytes_per_second: u32,
+    records_failures: bool,
+}
+
+#[async_trait]
+impl Store for Hard {
+    async fn open(&self) -> Result<StoreProfile, StoreError> {
+        self.store.open().await
+    }
+
+    async fn keep_leases(&self, request: KeepLeases<'_>) -> Result<Standing, StoreError> {
+        self.store.keep_leases(request).await
+    }
+
+    async fn claim(&self, request: Claim<'_>) -> Result<ClaimReply, StoreError> {
+        let reply = self.store.claim(request).await?;
+        let size = |row: &Claimed| match row {
+            Claimed::Delivery(delivery) => delivery.message.size(),
+            _ => 0,
+        };
+        let bytes: usize = reply.rows.iter().map(size).sum();
+        sleep(Duration::from_secs(bytes as u64) / self.bytes_per_second).await;
+        Ok(reply)
+    }
+
+    async fn settle(&self, request: Settle<'_>) -> Result<Settled, StoreError> {
+        if !self.records_failures && !request.failed.is_empty() {
+            return Err(StoreErrorKind::Denied.into());
+        }
+        self.store.settle(request).await
+    }
+
+    async fn release(&self, request: Release<'_>) -> Result<(), StoreError> {
+        self.store.release(request).await
+    }
+
+    async fn purge(&self, request: Purge) -> Result<u64, StoreError> {
+        self.store.purge(request).await
+    }
+
+    async fn backlog(&self) -> Result<Backlog, StoreError> {
+        self.store.backlog().await
+    }
+}
+
+async fn commit(store: &MemoryStore, messages: impl Iterator<Item = (String, String)>) {
+    let mut tx = store.begin();
+    for (key, payload) in messages {
+        let message = Message::builder("orders").key(key).payload(payload).build().unwrap();
+        store.outbox().add(&mut tx, message).await.unwrap();
+    }
+    tx.commit();
+}
+
+#[tokio::test(start_paused = true)]
+async fn claims_that_take_too_long_become_smaller_until_they_do_not() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    commit(&store, (0..4_000).map(|key| (key.to_string(), "x".repeat(4_000)))).await;
+    // By default a statement may take 5 s, in which some 1,200 of them come.
+    let slow = Hard { store, bytes_per_second: 1_000_000, records_failures: true };
+    let dispatcher = Dispatcher::builder(slow, broker).build().unwrap();
+    let run = timeout(Duration::from_secs(300), dispatcher.run_until_empty());
+    assert_eq!(run.await.expect("it ends").unwrap().delivered, 4_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_that_the_store_refuses_to_record_holds_back_its_own_key_and_no_other() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    broker.fail_when(|d| d.message.key() == Some(b"bad"), PublishErrorKind::Rejected);
+    let denying =
+        Hard { store: store.clone(), bytes_per_second: u32::MAX, records_failures: false };
+    let dispatcher = Dispatcher::builder(denying, broker.clone()).rows_in_flight(20).build();
+    let running = tokio::spawn(dispatcher.unwrap().run(std::future::pending()));
+    commit(&store, std::iter::once(("bad".to_owned(), "p".to_owned()))).await;
+    for round in 0..100 {
+        commit(&store, (0..10).map(|key| (key.to_string(), "p".to_owned()))).await;
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(store.pending().len(), 1, "after {round} s");
+    }
+    assert_eq!(broker.published().len(), 1_000);
+    running.abort();
+}
