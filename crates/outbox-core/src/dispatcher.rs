@@ -32,7 +32,8 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Configures a dispatcher. To keep a handle on the store or the broker, pass an [`Arc`].
+    /// Configures a dispatcher. To keep a handle on the store or the broker, pass an [`Arc`]. A store
+    /// may serve several dispatchers; a broker is for one, whose [`run`](Self::run) closes it.
     pub fn builder(store: impl Store, broker: impl Broker) -> DispatcherBuilder {
         DispatcherBuilder::new(Arc::new(store), Arc::new(broker))
     }
@@ -53,7 +54,8 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Runs until `shutdown` resolves, then drains within the drain limit and gives its lanes back.
+    /// Runs until `shutdown` resolves, then drains within the drain limit, closes the broker and gives
+    /// its lanes back.
     ///
     /// It opens the store first and claims nothing before that succeeded. While store or broker
     /// are down it waits and retries. Dropping the future is a crash: nothing is lost, and other
@@ -72,7 +74,8 @@ impl Dispatcher {
 
     /// Runs until nothing is left that can be delivered, for tests and jobs: messages that wait
     /// for a retry are waited for; held messages and what waits behind them stay. Lanes owned by
-    /// other live workers are left to them.
+    /// other live workers are left to them. The broker stays open, so this may be called again. It does
+    /// not end while more rows wait for held keys than a worker knows at a time (a million).
     ///
     /// # Errors
     ///

@@ -3,13 +3,15 @@
 use std::collections::HashSet;
 
 use crate::observe::{Event, Observer, Step};
+use crate::store::StoreErrorKind;
 
 /// Exports what a dispatcher does: add it with
 /// [`DispatcherBuilder::observer`](crate::DispatcherBuilder::observer).
 ///
 /// Alert on `outbox_oldest_pending_age_seconds` first, then on `outbox_held_messages` and
 /// `outbox_dead_messages`. Topics that were not named appear as `other`, so that the number of
-/// series stays bounded.
+/// series stays bounded. Every figure with its unit and meaning is in `docs/running.md` of the
+/// repository.
 #[derive(Debug, Default)]
 pub struct MetricsObserver {
     topics: HashSet<String>,
@@ -31,11 +33,11 @@ impl Observer for MetricsObserver {
     fn observe(&self, event: &Event) {
         match event {
             Event::BacklogSampled { backlog } => {
-                let age = backlog.oldest_age.unwrap_or_default();
-                ::metrics::gauge!("outbox_oldest_pending_age_seconds").set(age.as_secs_f64());
-                ::metrics::gauge!("outbox_pending").set(backlog.pending as f64);
-                ::metrics::gauge!("outbox_held_messages").set(backlog.held as f64);
-                ::metrics::gauge!("outbox_dead_messages").set(backlog.dead as f64);
+                let age = backlog.oldest_age.unwrap_or_default().as_secs_f64();
+                let counts = [backlog.pending, backlog.held, backlog.dead].map(|n| n as f64);
+                for (figure, value) in BACKLOG.into_iter().zip([age].into_iter().chain(counts)) {
+                    ::metrics::gauge!(figure).set(value);
+                }
             }
             Event::Published { topic, latency, .. } => {
                 let topic = self.label(topic);
@@ -64,6 +66,18 @@ impl Observer for MetricsObserver {
                 ::metrics::gauge!("outbox_in_flight").set(*in_flight as f64);
                 ::metrics::gauge!("outbox_content_bytes").set(*content_bytes as f64);
                 ::metrics::gauge!("outbox_lanes").set(*lanes as f64);
+                if *lanes == 0 {
+                    // Whoever has lanes counts; what this worker knew would stay as it was.
+                    for figure in BACKLOG {
+                        ::metrics::gauge!(figure).set(f64::NAN);
+                    }
+                }
+            }
+            Event::StoreFailed { step, kind } => {
+                ::metrics::counter!(
+                    "outbox_store_failures_total", "step" => word(*step), "kind" => class(*kind)
+                )
+                .increment(1);
             }
             Event::LanesLost { lanes } => {
                 ::metrics::counter!("outbox_leases_lost_total").increment(lanes.len() as u64);
@@ -72,6 +86,40 @@ impl Observer for MetricsObserver {
             Event::CircuitClosed { .. } => ::metrics::gauge!("outbox_circuit_open").set(0.0),
             _ => {}
         }
+    }
+}
+
+/// The figures of [`Event::BacklogSampled`].
+const BACKLOG: [&str; 4] = [
+    "outbox_oldest_pending_age_seconds",
+    "outbox_pending",
+    "outbox_held_messages",
+    "outbox_dead_messages",
+];
+
+fn word(step: Step) -> &'static str {
+    match step {
+        Step::Open => "open",
+        Step::Keep => "keep",
+        Step::Claim => "claim",
+        Step::Publish => "publish",
+        Step::Settle => "settle",
+        Step::Release => "release",
+        Step::Purge => "purge",
+        Step::Backlog => "backlog",
+    }
+}
+
+fn class(kind: StoreErrorKind) -> &'static str {
+    match kind {
+        StoreErrorKind::Unavailable => "unavailable",
+        StoreErrorKind::Conflict => "conflict",
+        StoreErrorKind::Schema => "schema",
+        StoreErrorKind::Unsupported => "unsupported",
+        StoreErrorKind::NoTransaction => "no_transaction",
+        StoreErrorKind::Invalid => "invalid",
+        StoreErrorKind::Denied => "denied",
+        StoreErrorKind::Other => "other",
     }
 }
 

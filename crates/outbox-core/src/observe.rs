@@ -93,7 +93,7 @@ pub enum Event {
     },
     /// The broker is unavailable; single messages probe.
     CircuitOpened,
-    /// The broker acknowledged a message again.
+    /// The broker acknowledged a message again, or answered the check of a worker without lanes.
     CircuitClosed {
         /// How long the circuit was open.
         after: Duration,
@@ -157,6 +157,8 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Step {
+    /// Opening the store.
+    Open,
     /// Keeping leases.
     Keep,
     /// Reading rows.

@@ -95,8 +95,14 @@ async fn every_metric_is_exported_by_a_dispatcher_at_work() {
 
     let outage = faulty.outage();
     tokio::time::sleep(Duration::from_secs(120)).await;
-    drop(outage);
     figures.read(&snapshotter);
     figures.assert("outbox_leases_lost_total", |n| n == 16.0);
+    figures.assert("outbox_store_failures_total step=keep kind=unavailable", |n| n >= 1.0);
+    // What a worker without lanes last counted is no news.
+    figures.assert("outbox_oldest_pending_age_seconds", f64::is_nan);
+    drop(outage);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    figures.read(&snapshotter);
+    figures.assert("outbox_oldest_pending_age_seconds", |n| n == 0.0);
     running.abort();
 }

@@ -1,12 +1,41 @@
 //! What a dispatcher says of itself, on the fakes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use outbox_core::broker::PublishErrorKind;
+use outbox_core::observe::{Event, Observer, Step};
 use outbox_core::status::Health;
 use outbox_core::{Dispatcher, DispatcherHandle, Message};
 use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore};
 use tokio::sync::oneshot;
+
+/// Counts how often a store did not open.
+#[derive(Clone, Default)]
+struct NotOpened(Arc<AtomicUsize>);
+
+impl Observer for NotOpened {
+    fn observe(&self, event: &Event) {
+        if let Event::StoreFailed { step: Step::Open, .. } = event {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether the circuit is open, as observers are told.
+#[derive(Clone, Default)]
+struct Circuit(Arc<AtomicBool>);
+
+impl Observer for Circuit {
+    fn observe(&self, event: &Event) {
+        match event {
+            Event::CircuitOpened => self.0.store(true, Ordering::Relaxed),
+            Event::CircuitClosed { .. } => self.0.store(false, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+}
 
 async fn commit(store: &MemoryStore, key: &str) {
     let mut tx = store.begin();
@@ -91,8 +120,8 @@ async fn it_says_for_whose_lanes_it_waits() {
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_the_broker_and_one_of_the_store_are_told_apart() {
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
-    let faulty = std::sync::Arc::new(FaultyStore::new(store.clone()));
-    let builder = Dispatcher::builder(std::sync::Arc::clone(&faulty), broker.clone());
+    let faulty = Arc::new(FaultyStore::new(store.clone()));
+    let builder = Dispatcher::builder(Arc::clone(&faulty), broker.clone());
     let dispatcher = builder.build().unwrap();
     let handle = dispatcher.handle();
     let running = tokio::spawn(dispatcher.run(std::future::pending()));
@@ -113,6 +142,34 @@ async fn an_outage_of_the_broker_and_one_of_the_store_are_told_apart() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_without_lanes_tells_that_the_broker_is_back() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let (faulty, circuit) = (Arc::new(FaultyStore::new(store.clone())), Circuit::default());
+    let builder = Dispatcher::builder(Arc::clone(&faulty), broker.clone());
+    let dispatcher = builder.observer(circuit.clone()).build().unwrap();
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    commit(&store, "first").await;
+    broker.wait_for(1).await;
+    let broker_outage = broker.outage();
+    commit(&store, "second").await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(circuit.0.load(Ordering::Relaxed));
+
+    let store_outage = faulty.outage();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    drop(broker_outage);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!circuit.0.load(Ordering::Relaxed));
+    let status = handle.status();
+    assert_eq!(status.lanes, 0);
+    assert!(status.last_delivery > Some(Duration::from_secs(120)), "{status:?}");
+    drop(store_outage);
+    broker.wait_for(2).await;
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn messages_that_are_not_delivered_for_a_lease_make_it_stuck() {
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
     broker.fail_when(|_| true, PublishErrorKind::Failed);
@@ -122,6 +179,54 @@ async fn messages_that_are_not_delivered_for_a_lease_make_it_stuck() {
     commit(&store, "7").await;
     until(&handle, "stuck", |health| matches!(health, Health::Stuck { .. })).await;
     broker.heal();
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_after_a_long_quiet_is_work_and_does_not_make_it_stuck() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    broker.set_latency(Duration::from_secs(1));
+    commit(&store, "7").await;
+    until(&handle, "at work", |health| health != Health::Idle).await;
+    assert_eq!(handle.status().health, Health::Working);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dispatcher_whose_run_was_dropped_has_stopped() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    running.abort();
+    assert!(running.await.unwrap_err().is_cancelled());
+    assert_eq!(handle.status().health, Health::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_open_is_down_for_as_long_and_told_to_observers() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let faulty = Arc::new(FaultyStore::new(store));
+    let not_opened = NotOpened::default();
+    let builder = Dispatcher::builder(Arc::clone(&faulty), broker);
+    let dispatcher = builder.observer(not_opened.clone()).build().unwrap();
+    let handle = dispatcher.handle();
+    let outage = faulty.outage();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    let for_a_minute = |health| match health {
+        Health::StoreDown { since } => since >= Duration::from_secs(60),
+        _ => false,
+    };
+    until(&handle, "down for a minute", for_a_minute).await;
+    assert!(not_opened.0.load(Ordering::Relaxed) > 5);
+    drop(outage);
     until(&handle, "idle", |health| health == Health::Idle).await;
     running.abort();
 }

@@ -26,7 +26,7 @@ const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 /// |---|---|---|
 /// | lease | 45 s | how long a dead worker's lanes wait; kept every lease / 9 |
 /// | rows in flight | 20,000 | duplicates per fault: published and not yet settled |
-/// | bytes in flight | 64 MiB | memory for contents; librdkafka holds up to as much again |
+/// | bytes in flight | 64 MiB | memory for contents, the broker's client included; a quarter more at times |
 /// | messages of one key in flight | 1 | order under failures; more gives order up when one fails |
 /// | interval between pages | 1 ms to 300 ms | latency against idle cost |
 /// | grace | 10 s | how long an id that was never seen is swept |
@@ -61,7 +61,8 @@ impl DispatcherBuilder {
     ///
     /// What goes to a partition without a leader stays in flight for the broker's undecided time.
     /// In a window with too little room for that, everything else waits as well: allow several
-    /// times what one partition gets in that time.
+    /// times what one partition gets in that time. A client of a broker may have a bound of its own:
+    /// librdkafka's queue takes 100,000 messages (`queue.buffering.max.messages`).
     pub fn rows_in_flight(mut self, rows: usize) -> Self {
         self.settings.rows_in_flight = rows;
         self

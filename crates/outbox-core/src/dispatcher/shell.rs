@@ -22,6 +22,8 @@ use crate::wake::Wake;
 
 /// How often the status is refreshed while there is work.
 const STATUS_EVERY: Duration = Duration::from_millis(50);
+/// A broker's check may take this long, however quickly it decides about messages.
+const SHORTEST_CHECK: Duration = Duration::from_secs(1);
 /// What a broker gets on top of its own limit before its publish is dropped.
 const PUBLISH_SLACK: Duration = Duration::from_millis(500);
 
@@ -36,14 +38,12 @@ pub(super) struct Shell {
 
 impl Shell {
     pub(super) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Summary, RunError> {
+        let _stopped = Stopped(&self.status);
         tokio::pin!(shutdown);
-        let opened = tokio::select! {
-            opened = self.open() => opened,
-            () = &mut shutdown => return Ok(self.stopped(Summary::default())),
+        let profile = tokio::select! {
+            opened = self.open() => opened?,
+            () = &mut shutdown => return Ok(Summary::default()),
         };
-        let profile = opened.inspect_err(|_| {
-            self.stopped(Summary::default());
-        })?;
         for warning in &profile.warnings {
             tracing::warn!(warning, "order per key is not assured");
         }
@@ -56,7 +56,7 @@ impl Shell {
                 if matches!(action, Action::Stop) {
                     run.report(true);
                     tracing::info!(%worker, "dispatcher stopped");
-                    return Ok(self.stopped(run.summary));
+                    return Ok(run.summary);
                 }
                 run.perform(action);
             }
@@ -85,6 +85,7 @@ impl Shell {
     /// Opens the store, and waits while it is down: a dispatcher that starts before its database
     /// is up must not end.
     async fn open(&self) -> Result<StoreProfile, StoreError> {
+        let start = Instant::now();
         let mut wait = Duration::from_millis(200);
         loop {
             let error = match timeout(self.settings.statement_deadline, self.store.open()).await {
@@ -100,20 +101,33 @@ impl Shell {
                 return Err(error);
             }
             tracing::warn!(error = &error as &dyn std::error::Error, "store does not open yet");
-            self.set_health(Health::StoreDown { since: Duration::ZERO });
+            self.observe(&Event::StoreFailed { step: Step::Open, kind: error.kind() });
+            set_health(&self.status, Health::StoreDown { since: start.elapsed() });
             sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(5));
         }
     }
 
-    fn set_health(&self, health: Health) {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).health = health;
+    fn observe(&self, event: &Event) {
+        for observer in self.observers.iter() {
+            if catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err() {
+                tracing::error!("an observer panicked");
+            }
+        }
     }
+}
 
-    fn stopped(&self, summary: Summary) -> Summary {
-        self.set_health(Health::Stopped);
-        summary
+/// However a run ends, dropped and panicked ones included, its status says so.
+struct Stopped<'a>(&'a Mutex<Status>);
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        set_health(self.0, Health::Stopped);
     }
+}
+
+fn set_health(status: &Mutex<Status>, health: Health) {
+    status.lock().unwrap_or_else(PoisonError::into_inner).health = health;
 }
 
 /// One run of the dispatcher. Dropping it aborts every call that is out.
@@ -235,7 +249,7 @@ impl<'a> Run<'a> {
             }
             Action::Publish(batch, deliveries) => self.publish(batch, deliveries),
             Action::Check => {
-                let limit = self.shell.settings.undecided;
+                let limit = self.shell.settings.undecided.max(SHORTEST_CHECK);
                 let answer = self.answer(Input::Checked(Err(PublishErrorKind::Unavailable)));
                 self.tasks.spawn(async move {
                     let checked = match timeout(limit, broker.check()).await {
@@ -325,12 +339,12 @@ impl<'a> Run<'a> {
         for event in self.machine.take_events() {
             self.count(&event);
             log(&event);
-            self.observe(&event);
+            self.shell.observe(&event);
         }
         let timings =
             std::mem::take(&mut *self.timings.lock().unwrap_or_else(PoisonError::into_inner));
         for (step, took) in timings {
-            self.observe(&Event::Timed { step, took });
+            self.shell.observe(&Event::Timed { step, took });
         }
         if last || self.reported.elapsed() >= STATUS_EVERY {
             self.reported = Instant::now();
@@ -341,15 +355,7 @@ impl<'a> Run<'a> {
                 lanes: status.lanes,
             };
             *self.shell.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
-            self.observe(&sampled);
-        }
-    }
-
-    fn observe(&self, event: &Event) {
-        for observer in self.shell.observers.iter() {
-            if catch_unwind(AssertUnwindSafe(|| observer.observe(event))).is_err() {
-                tracing::error!("an observer panicked");
-            }
+            self.shell.observe(&sampled);
         }
     }
 
