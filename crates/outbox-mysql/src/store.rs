@@ -41,10 +41,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// was stopped holds nothing for longer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Claims of different lanes may overlap.
+/// A dispatcher has one claim under way; that of one that was dropped may still be closing.
 const CLAIM_CONNECTIONS: usize = 2;
 
-/// Deleting is what limits a relay; two connections came close to the most that a server gives.
+/// A dispatcher has two settles under way, which come close to the most deletes that a server gives;
+/// connections of those that were dropped may still be closing.
 const SETTLE_CONNECTIONS: usize = 4;
 
 /// An outbox in MySQL or MariaDB as the dispatcher and the operator see it.
@@ -94,14 +95,16 @@ impl MySqlStore {
         idle_timeout: Duration,
     ) -> Self {
         let settings = Settings { options, connect_timeout: CONNECT_TIMEOUT, idle_timeout };
+        let server = Arc::default();
+        let line = |connections| Line::new(settings.clone(), &server, connections);
         Self(Arc::new(Inner {
             schema: schema.clone(),
             lanes: AtomicU16::new(0),
             exposure_told: AtomicBool::new(false),
-            keeping: Line::new(settings.clone(), 1),
-            claiming: Line::new(settings.clone(), CLAIM_CONNECTIONS),
-            settling: Line::new(settings.clone(), SETTLE_CONNECTIONS),
-            rest: Line::new(settings, 1),
+            keeping: line(1),
+            claiming: line(CLAIM_CONNECTIONS),
+            settling: line(SETTLE_CONNECTIONS),
+            rest: line(1),
         }))
     }
 

@@ -103,9 +103,10 @@ impl MySqlSchema {
     async fn has_check(&self, connection: &mut MySqlConnection) -> Result<bool, StoreError> {
         let packet = format!(
             "SELECT COUNT(*) FROM information_schema.TABLE_CONSTRAINTS \
-             WHERE CONSTRAINT_SCHEMA = DATABASE() AND TABLE_NAME = {table} \
+             WHERE CONSTRAINT_SCHEMA = DATABASE() AND LOWER(TABLE_NAME) = LOWER({table}) \
                AND CONSTRAINT_NAME = {check}",
-            table = Hex(self.tables().outbox.as_bytes()),
+            // As text: there are servers that keep the names of tables in lower case.
+            table = format_args!("_utf8mb4 {}", Hex(self.tables().outbox.as_bytes())),
             check = Hex(ddl::lane_check(self.tables()).as_bytes()),
         );
         let answers = run(connection, packet).await?;

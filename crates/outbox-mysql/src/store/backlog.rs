@@ -18,15 +18,19 @@ pub(super) fn packet(tables: &Tables) -> String {
            COALESCE(MIN(IF(blocked, NULL, created_at)), \
              IF(COUNT(*) > {limit}, MAX(created_at), NULL)), UTC_TIMESTAMP(6)) \
          FROM (SELECT o.created_at, o.held_at IS NOT NULL OR EXISTS (\
-             SELECT 1 FROM {held} h WHERE h.topic = o.topic AND h.message_key = o.message_key\
+             SELECT 1 FROM {held} h JOIN {outbox} b ON {there} \
+             WHERE h.topic = o.topic AND h.message_key = o.message_key\
            ) AS blocked FROM {outbox} o ORDER BY o.id LIMIT {more}) oldest;\
-         SELECT COUNT(*) FROM (SELECT 1 FROM {held} LIMIT {COUNTED}) held;\
+         SELECT COUNT(*) FROM (\
+           SELECT 1 FROM {held} h JOIN {outbox} b ON {there} LIMIT {COUNTED}) held;\
          SELECT COUNT(*) FROM (SELECT 1 FROM {dead} LIMIT {COUNTED}) dead",
         limit = Backlog::EXACT_LIMIT,
         more = Backlog::EXACT_LIMIT + 1,
         outbox = tables.outbox,
         held = tables.held,
         dead = tables.dead,
+        // A late acknowledgement may have deleted a row that another worker held.
+        there = "b.id = h.outbox_id AND b.message_id = h.message_id",
     )
 }
 

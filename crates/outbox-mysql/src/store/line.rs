@@ -1,6 +1,7 @@
 //! Connections of one purpose, and the guard that no half-used one is ever used again.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use outbox_core::store::{StoreError, StoreErrorKind};
 use sqlx::MySqlConnection;
@@ -16,13 +17,17 @@ use crate::text::{self, Answer};
 /// leases.
 pub(super) struct Line {
     settings: Settings,
+    /// The server to which any line opened a connection last. Where an address has moved to another
+    /// server, connections to the one before stay open: one that only reads would never notice.
+    server: Arc<AtomicU64>,
     permits: Semaphore,
     idle: Mutex<Vec<Session>>,
 }
 
 impl Line {
-    pub(super) fn new(settings: Settings, connections: usize) -> Self {
-        Self { settings, permits: Semaphore::new(connections), idle: Mutex::default() }
+    pub(super) fn new(settings: Settings, server: &Arc<AtomicU64>, connections: usize) -> Self {
+        let permits = Semaphore::new(connections);
+        Self { settings, server: Arc::clone(server), permits, idle: Mutex::default() }
     }
 
     /// Starts a unit of work.
@@ -31,15 +36,19 @@ impl Line {
         let permit = self.permits.acquire().await.map_err(closed)?;
         let session = match self.pop() {
             Some(session) => session,
-            None => Session::open(&self.settings).await?,
+            None => {
+                let session = Session::open(&self.settings).await?;
+                self.server.store(session.server, Relaxed);
+                session
+            }
         };
         let server = session.server;
         Ok(Unit { line: self, session: Some(session), server, _permit: permit })
     }
 
     fn pop(&self) -> Option<Session> {
-        let mut idle = self.idle();
-        idle.retain(|session| !session.is_stale(&self.settings));
+        let (mut idle, server) = (self.idle(), self.server.load(Relaxed));
+        idle.retain(|session| session.server == server && !session.is_stale(&self.settings));
         idle.pop()
     }
 

@@ -12,8 +12,17 @@ use super::exposure::is_exposed;
 use crate::error::store_error;
 use crate::text::{self, run};
 
-/// How long a lock of somebody else is waited for. The default of 50 s would outlast a lease.
+/// How long a lock of somebody else is waited for, be it of rows or, beside an `ALTER TABLE`, of a
+/// table. The defaults, of 50 s and of a day or a year, would outlast a lease: and who waits for a table
+/// goes on waiting when the relay has given the call up, one connection more for each that it repeats.
 const LOCK_WAIT_SECONDS: u64 = 3;
+
+/// What the relay's statements are written for, whatever the server's default is: in MariaDB's mode
+/// `ORACLE` a `BEGIN` is no start of a transaction.
+const SQL_MODE: &str = "STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION";
+
+/// The longest packets of the relay, claims of thousands of positions, stay below.
+const LEAST_PACKET: u64 = 1 << 20;
 
 /// A clock that differs more than this from ours is worth a warning.
 const SKEW: Duration = Duration::from_secs(5);
@@ -100,12 +109,14 @@ fn set_up(idle: Duration) -> String {
     format!(
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED;\
          SET SESSION autocommit=1, completion_type=0, \
-           innodb_lock_wait_timeout={LOCK_WAIT_SECONDS}, wait_timeout={idle}, \
+           innodb_lock_wait_timeout={LOCK_WAIT_SECONDS}, lock_wait_timeout={LOCK_WAIT_SECONDS}, \
+           wait_timeout={idle}, sql_mode='{SQL_MODE}', \
            sql_safe_updates=0, sql_select_limit=18446744073709551615\
            /*M! , idle_transaction_timeout={idle} */;\
          SHOW SESSION VARIABLES WHERE Variable_name IN (\
            'transaction_isolation', 'tx_isolation', 'autocommit', 'completion_type', \
-           'innodb_lock_wait_timeout', 'wait_timeout', 'idle_transaction_timeout', \
+           'innodb_lock_wait_timeout', 'lock_wait_timeout', 'wait_timeout', \
+           'idle_transaction_timeout', 'sql_mode', 'max_allowed_packet', \
            'server_uuid', 'server_id', 'hostname', 'port', 'datadir', \
            'read_only', 'super_read_only', 'innodb_read_only', \
            'auto_increment_increment', 'wsrep_on', 'log_bin', 'binlog_format');\
@@ -154,12 +165,19 @@ impl Server {
         if !isolation.iter().any(|name| self.get(name) == "READ-COMMITTED") {
             return Err(unsupported("isolation level is not READ COMMITTED"));
         }
+        let packet = self.get("max_allowed_packet").parse::<u64>();
+        if packet.is_ok_and(|bytes| bytes < LEAST_PACKET) {
+            return Err(unsupported("max_allowed_packet is below 1 MiB"));
+        }
         let idle = idle_seconds(idle).to_string();
+        let lock_wait = &LOCK_WAIT_SECONDS.to_string();
         let expected = [
             ("autocommit", "ON"),
             ("completion_type", "NO_CHAIN"),
-            ("innodb_lock_wait_timeout", &LOCK_WAIT_SECONDS.to_string()),
+            ("innodb_lock_wait_timeout", lock_wait),
+            ("lock_wait_timeout", lock_wait),
             ("wait_timeout", &idle),
+            ("sql_mode", SQL_MODE),
         ];
         if expected.iter().any(|(name, value)| self.get(name) != *value) {
             return Err(unsupported("session settings did not take effect"));
@@ -218,7 +236,10 @@ mod tests {
             ("autocommit", "ON"),
             ("completion_type", "NO_CHAIN"),
             ("innodb_lock_wait_timeout", "3"),
+            ("lock_wait_timeout", "3"),
             ("wait_timeout", "60"),
+            ("sql_mode", SQL_MODE),
+            ("max_allowed_packet", "1048576"),
             ("read_only", "OFF"),
             ("server_uuid", "a"),
         ];
@@ -239,6 +260,9 @@ mod tests {
         assert_eq!(kind(&[("transaction_isolation", "REPEATABLE-READ")]), Some(K::Unsupported));
         assert_eq!(kind(&[("autocommit", "OFF")]), Some(K::Unsupported));
         assert_eq!(kind(&[("wait_timeout", "28800")]), Some(K::Unsupported));
+        assert_eq!(kind(&[("lock_wait_timeout", "86400")]), Some(K::Unsupported));
+        assert_eq!(kind(&[("sql_mode", "ORACLE")]), Some(K::Unsupported));
+        assert_eq!(kind(&[("max_allowed_packet", "65536")]), Some(K::Unsupported));
         assert_eq!(kind(&[("idle_transaction_timeout", "0")]), Some(K::Unsupported));
         assert_eq!(kind(&[("idle_transaction_timeout", "60")]), None);
         let statement = [("log_bin", "ON"), ("binlog_format", "STATEMENT")];

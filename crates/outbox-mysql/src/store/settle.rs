@@ -164,10 +164,9 @@ fn fail(tables: &Tables, rows: &[Failed]) -> Packet {
         packet.decisive.push((statements, row.id.position));
         let (text, count) = match row.settlement {
             Settlement::Retry(wait) => (retry(tables, row, micros(wait)), 1),
-            Settlement::Held => (hold(tables, row), 2),
             Settlement::Dead => (bury(tables, row), 3),
-            // A settlement of a newer core: refused, since nothing is known about it.
-            _ => ("DO 0;".to_owned(), 1),
+            // `Settlement::Held`, and what a newer core may have: it is held.
+            _ => (hold(tables, row), 2),
         };
         packet.text += &text;
         statements += count;
@@ -211,7 +210,7 @@ fn hold(tables: &Tables, row: &Failed) -> String {
          SET o.attempts = {attempts}, o.last_error = {failure}, o.available_at = NULL, \
            o.held_at = COALESCE(o.held_at, UTC_TIMESTAMP(6)) \
          WHERE {fence};\
-         INSERT IGNORE INTO {held} (outbox_id, message_id, topic, message_key, held_at) \
+         REPLACE INTO {held} (outbox_id, message_id, topic, message_key, held_at) \
          SELECT id, message_id, topic, message_key, held_at FROM {outbox} \
          WHERE id = {id} AND message_id = {message} AND held_at IS NOT NULL FOR UPDATE;",
         outbox = tables.outbox,

@@ -210,6 +210,16 @@ on_both! {
             assert_eq!(claimed, messages, "{mode}");
             assert_eq!(lab.pending().await?, messages, "{mode}");
         }
+        if lab.engine == Engine::MariaDb {
+            // It would make null of what is empty.
+            let mut connection = lab.connect().await?;
+            run(&mut connection, "SET sql_mode = 'EMPTY_STRING_IS_NULL'; DELETE FROM outbox").await?;
+            let mut tx = connection.begin().await?;
+            let error = lab.outbox.add_all(&mut tx, messages).await.expect_err("it cannot");
+            assert_eq!(error.kind(), AddErrorKind::Store(StoreErrorKind::Unsupported));
+            tx.commit().await?;
+            assert_eq!(lab.pending().await?, []);
+        }
         Ok(())
     }
 

@@ -25,6 +25,21 @@ async fn through_a_proxy(lab: &Lab) -> Result<(Proxy, MySqlStore)> {
     Ok((proxy, store))
 }
 
+/// Another server with the same tables in a database of the same name, to which an address may move.
+async fn elsewhere(lab: &Lab) -> Result<Option<(SocketAddr, MySqlConnection)>> {
+    let other = match lab.engine {
+        Engine::MariaDb => Engine::MySql,
+        Engine::MySql => Engine::MariaDb,
+    };
+    let Some(other) = servers::database_of(other).await else { return Ok(None) };
+    let name = lab.url.rsplit_once('/').context("a database in the URL")?.1;
+    let mut connection = MySqlConnection::connect(&other.url()).await?;
+    run(&mut connection, format!("CREATE DATABASE {name}; USE {name}")).await?;
+    lab.schema.migrate(&mut connection).await?;
+    let address = tokio::net::lookup_host(other.address()).await?.next().context("address")?;
+    Ok(Some((address, connection)))
+}
+
 fn failed(row: &Delivery, lease: Lease, settlement: Settlement) -> Failed {
     let failure = Failure::new("failed", "why");
     Failed::new(id_of(row), lease, row.state, row.state.attempts + 1, settlement, failure)
@@ -187,14 +202,7 @@ on_both! {
     }
 
     async fn another_server_is_told_apart_and_its_smaller_ids_are_delivered(lab: Lab) -> Result<()> {
-        let other = match lab.engine { Engine::MariaDb => Engine::MySql, Engine::MySql => Engine::MariaDb };
-        let Some(other) = servers::database_of(other).await else { return Ok(()) };
-        let name = lab.url.rsplit_once('/').context("a database in the URL")?.1;
-        let address = other.address();
-        let mut connection = MySqlConnection::connect(&other.url()).await?;
-        run(&mut connection, format!("CREATE DATABASE {name}; USE {name}")).await?;
-        lab.schema.migrate(&mut connection).await?;
-
+        let Some((address, mut connection)) = elsewhere(&lab).await? else { return Ok(()) };
         let (proxy, store) = through_a_proxy(&lab).await?;
         let first = store.claim(Claim::new(1)).await?.server;
         let standing = store.keep_leases(KeepLeases::new(WorkerId::generate(), TTL)).await?;
@@ -205,8 +213,6 @@ on_both! {
         lab.add((0..50).map(|n| message(&n.to_string())).collect()).await?;
         broker.wait_for(50).await;
 
-        let address: SocketAddr =
-            tokio::net::lookup_host(address).await?.next().context("address")?;
         proxy.dial(address);
         proxy.cut();
         // Ids begin at 1 again there.
@@ -229,6 +235,35 @@ on_both! {
         assert_ne!(second, first);
         assert_eq!(standing.server, second);
         running.abort();
+        Ok(())
+    }
+
+    async fn every_line_follows_an_address_that_moved_though_connections_to_the_old_server_live(
+        lab: Lab
+    ) -> Result<()> {
+        let Some((address, _)) = elsewhere(&lab).await? else { return Ok(()) };
+        let (proxy, store) = through_a_proxy(&lab).await?;
+        let first = store.claim(Claim::new(1)).await?.server;
+        proxy.dial(address);
+        // The first keep needs a connection, which is one to the other server.
+        let standing = store.keep_leases(KeepLeases::new(WorkerId::generate(), TTL)).await?;
+        assert_ne!(standing.server, first);
+        assert_eq!(store.claim(Claim::new(1)).await?.server, standing.server);
+        Ok(())
+    }
+
+    async fn a_locked_table_is_not_waited_for_for_longer_than_a_locked_row(lab: Lab) -> Result<()> {
+        let lanes = lanes(4);
+        let claim = || lab.store.claim(Claim::new(1).page(Page::new(&lanes, Position::START, 1)));
+        claim().await?;
+        let mut operator = lab.connect().await?;
+        run(&mut operator, "LOCK TABLES outbox WRITE").await?;
+        let start = Instant::now();
+        let error = claim().await.expect_err("the table is locked");
+        assert_eq!(error.kind(), StoreErrorKind::Conflict);
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        run(&mut operator, "UNLOCK TABLES").await?;
+        claim().await?;
         Ok(())
     }
 

@@ -6,9 +6,12 @@ use outbox_core::broker::PublishErrorKind;
 use outbox_core::dead_letters::DeadLetterQuery;
 use outbox_core::retry::{OnDeath, Retention, TopicPolicy};
 use outbox_core::{DeadLetters, Dispatcher};
+use outbox_mysql::MySqlInbox;
 use outbox_testing::MemoryBroker;
 
 use super::*;
+
+const ROLES: [&str; 4] = ["writer", "relay", "operator", "consumer"];
 
 /// The first block of SQL on the page.
 fn documented() -> &'static str {
@@ -25,17 +28,17 @@ pub(super) fn url_of(lab: &Lab, user: &str) -> Result<String> {
 }
 
 on_both! {
-    async fn writer_relay_and_operator_need_no_more_than_their_grants(lab: Lab) -> Result<()> {
+    async fn each_role_needs_no_more_than_its_grants(lab: Lab) -> Result<()> {
         let mut root = lab.connect().await?;
         let database = lab.url.rsplit('/').next().context("a database")?;
         let database = database.split('?').next().unwrap_or(database);
         // Users belong to the server: names of the test's own.
         let user = |role: &str| format!("{role}_{}", &database[database.len().saturating_sub(12)..]);
-        for role in ["writer", "relay", "operator"] {
+        for role in ROLES {
             run(&mut root, format!("CREATE USER '{}'@'%'", user(role))).await?;
         }
         let mut grants = documented().replace("shop.", &format!("{database}."));
-        for role in ["writer", "relay", "operator"] {
+        for role in ROLES {
             grants = grants.replace(&format!("shop_{role}"), &user(role));
         }
         run(&mut root, grants).await?;
@@ -75,7 +78,15 @@ on_both! {
         relay(false)?.run_until_empty().await?;
         assert_eq!(broker.published().len(), 2);
         assert_eq!(operator.discard(&[ids[1]]).await?, 1);
-        for role in ["writer", "relay", "operator"] {
+
+        let mut consumer = MySqlConnection::connect(&url_of(&lab, &user("consumer"))?).await?;
+        let inbox = MySqlInbox::new(&lab.schema, "mail")?;
+        let mut tx = consumer.begin().await?;
+        assert!(inbox.accept(&mut tx, ids[0]).await.context("the consumer accepts")?);
+        tx.commit().await?;
+        let purged = inbox.purge(&mut consumer, Duration::ZERO, 10).await;
+        assert_eq!(purged.context("the consumer purges")?, 1);
+        for role in ROLES {
             run(&mut root, format!("DROP USER '{}'@'%'", user(role))).await?;
         }
         Ok(())

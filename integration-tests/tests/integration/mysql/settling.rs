@@ -33,6 +33,21 @@ on_both! {
         Ok(())
     }
 
+    async fn a_held_row_that_was_delivered_after_all_is_counted_no_more(lab: Lab) -> Result<()> {
+        let row = lab.delivery("a").await?;
+        let (_, lease) = lab.take(row.lane).await?;
+        lab.store.settle(Settle::new(&[], &[failed(&row, lease, Settlement::Held)])).await?;
+        lab.delivery("a").await?;
+        let backlog = lab.store.backlog().await?;
+        assert_eq!((backlog.held, backlog.pending, backlog.oldest_age), (1, 2, None));
+        // By a worker that had lost the lane, and learns late that the message had arrived.
+        lab.store.settle(Settle::new(&[delivered(&row)], &[])).await?;
+        let backlog = lab.store.backlog().await?;
+        assert_eq!((backlog.held, backlog.pending), (0, 1));
+        assert!(backlog.oldest_age.is_some(), "its key waits for nobody");
+        Ok(())
+    }
+
     async fn a_reused_id_with_another_message_is_not_deleted(lab: Lab) -> Result<()> {
         let delivery = lab.delivery("a").await?;
         let id = RowId::new(delivery.position, outbox_core::MessageId::generate());
