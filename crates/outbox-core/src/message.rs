@@ -74,13 +74,17 @@ impl Message {
     }
 
     /// The bytes that count against [`Limits::max_message_bytes`]: key, payload, header names and
-    /// values, and an allowance for the record's own framing.
+    /// values, and an allowance for the framing of the record and its headers.
     pub fn size(&self) -> usize {
-        const RECORD_OVERHEAD: usize = 96; // Kafka record and batch framing, and `outbox-id`.
+        // Kafka's framing of a batch and of a record, `outbox-id` and `outbox-retried`.
+        const RECORD_OVERHEAD: usize = 160;
+        // The lengths of a header's name and value, as variable-length integers.
+        const HEADER_OVERHEAD: usize = 6;
         RECORD_OVERHEAD
             + self.key.as_ref().map_or(0, Vec::len)
             + self.payload.as_ref().map_or(0, Vec::len)
             + self.headers.size()
+            + HEADER_OVERHEAD * self.headers.len()
     }
 
     /// Deserialises the payload from JSON.

@@ -754,9 +754,9 @@ pub struct Backlog {
     pub pending_is_exact: bool,
     /// Age of the oldest row whose key is not held.
     pub oldest_age: Option<Duration>,
-    /// Held messages.
+    /// Held messages. A store may stop counting at a limit of its own: those on SQL stop at 100,000.
     pub held: u64,
-    /// Dead letters.
+    /// Dead letters, counted likewise.
     pub dead: u64,
 }
 

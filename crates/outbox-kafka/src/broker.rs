@@ -68,7 +68,8 @@ impl KafkaBroker {
     fn count_partitions(&self) {
         let Some(topic) = self.partitions.uncounted(std::time::Instant::now()) else { return };
         let Ok(producer) = self.together.producer() else { return };
-        let (partitions, timeout) = (Arc::clone(&self.partitions), self.timing.message);
+        let timeout = CHECK_TIMEOUT.min(self.timing.message);
+        let partitions = Arc::clone(&self.partitions);
         tokio::task::spawn_blocking(move || {
             let fetched = producer.client().fetch_metadata(Some(&topic), timeout);
             if let Some(found) = fetched.iter().flat_map(Metadata::topics).next() {

@@ -34,9 +34,10 @@ const BULK_LINGER: Duration = Duration::from_millis(10);
 /// How long a topic may be unknown before messages for it fail, at most half the message timeout.
 /// librdkafka's 30 s would outlast it: a misspelt topic would look like an outage.
 const TOPIC_PROPAGATION: Duration = Duration::from_secs(2);
-/// The least room for messages in librdkafka's queue.
-pub(crate) const MIN_QUEUE_MESSAGES: u64 = 10_000;
-/// The least room in kilobytes.
+/// The least room for messages in librdkafka's queue: a dispatcher's window, unless it was told of
+/// another.
+pub(crate) const MIN_QUEUE_MESSAGES: u64 = 20_000;
+/// The least room in kilobytes, likewise.
 pub(crate) const MIN_QUEUE_KBYTES: u64 = 65_536;
 
 /// Builds a [`KafkaBroker`]; made by [`KafkaBroker::builder`].

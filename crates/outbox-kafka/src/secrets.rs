@@ -40,10 +40,12 @@ pub(crate) fn printable<'a>(key: &str, value: &'a str) -> &'a str {
 pub(crate) struct Secrets(Vec<String>);
 
 impl Secrets {
-    /// The values of all properties that are not printable.
+    /// The values of all properties that are not printable, but for those that hide nothing: without
+    /// every 0 and every "true" a log cannot be read.
     pub(crate) fn of<'a>(properties: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        let hides = |value: &str| value.len() > 2 && !matches!(value, "true" | "false");
         let secret =
-            |&(key, value): &(&str, &str)| !value.is_empty() && printable(key, value) == REDACTED;
+            |&(key, value): &(&str, &str)| hides(value) && printable(key, value) == REDACTED;
         let mut values: Vec<_> = properties.filter(secret).map(|(_, v)| v.to_owned()).collect();
         // The longest first, so that a value that contains another one is covered whole.
         values.sort_by_key(|value| std::cmp::Reverse(value.len()));
@@ -81,6 +83,13 @@ mod tests {
         let properties = [("sasl.password", "abc"), ("ssl.key.pem", "abcdef"), ("client.id", "x")];
         let secrets = Secrets::of(properties.into_iter());
         assert_eq!(secrets.scrub("x: abcdef, abc"), "x: [redacted], [redacted]");
+    }
+
+    #[test]
+    fn values_that_hide_nothing_leave_a_log_readable() {
+        let secrets =
+            Secrets::of([("retries", "0"), ("socket.keepalive.enable", "true")].into_iter());
+        assert_eq!(secrets.scrub("true of 127.0.0.1:9092"), "true of 127.0.0.1:9092");
     }
 
     proptest! {

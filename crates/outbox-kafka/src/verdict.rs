@@ -21,7 +21,7 @@ pub(crate) enum Verdict {
 /// the tries before it: an error that is certain for one try is not certain for the message. So
 /// all that it repeats, all timeouts and both kinds of purge are unknown.
 pub(crate) fn of_report(code: Code) -> Verdict {
-    use PublishErrorKind::{Destination, NotSent, Unavailable, Unknown};
+    use PublishErrorKind::{Destination, Failed, NotSent, Unavailable, Unknown};
     match code {
         // The broker refuses a batch as a whole, and does so before it appends anything.
         Code::MessageSizeTooLarge
@@ -32,9 +32,11 @@ pub(crate) fn of_report(code: Code) -> Verdict {
         // Another record of the batch was invalid; the broker named it.
         Code::InvalidDifferentRecord => Verdict::Known(NotSent),
 
+        // The partition that a message names and its topic does not have: that message's own affair.
+        Code::UnknownPartition => Verdict::Known(Failed),
+
         Code::UnknownTopicOrPartition
         | Code::UnknownTopic
-        | Code::UnknownPartition
         | Code::InvalidTopic
         | Code::TopicAuthorizationFailed
         | Code::PolicyViolation
@@ -106,8 +108,11 @@ pub(crate) fn of_refusal(code: Code) -> PublishErrorKind {
         // The whole producer is unusable.
         Code::Fatal | Code::State => PublishErrorKind::Unavailable,
         _ => match of_report(code) {
-            Verdict::Known(kind @ PublishErrorKind::Destination) => kind,
-            Verdict::Known(kind @ PublishErrorKind::Unavailable) => kind,
+            Verdict::Known(
+                kind @ (PublishErrorKind::Destination
+                | PublishErrorKind::Failed
+                | PublishErrorKind::Unavailable),
+            ) => kind,
             _ => PublishErrorKind::NotSent,
         },
     }
@@ -128,7 +133,7 @@ mod tests {
         (-195, "unknown"),     // BrokerTransportFailure
         (-193, "unavailable"), // Resolve
         (-192, "unknown"),     // MessageTimedOut
-        (-190, "destination"), // UnknownPartition
+        (-190, "failed"),      // UnknownPartition
         (-188, "destination"), // UnknownTopic
         (-187, "unavailable"), // AllBrokersDown
         (-185, "unknown"),     // OperationTimedOut

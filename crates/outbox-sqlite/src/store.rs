@@ -15,7 +15,7 @@ mod settle;
 use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use outbox_core::Store;
@@ -32,7 +32,7 @@ use crate::schema::SqliteSchema;
 use crate::tables::Tables;
 use crate::text::{self, Answer, NOW};
 
-/// Claims may overlap.
+/// A dispatcher has one claim under way; that of one that was dropped may still be closing.
 const CLAIM_CONNECTIONS: usize = 2;
 
 /// An outbox in SQLite as the dispatcher and the operator see it.
@@ -92,7 +92,9 @@ impl SqliteStore {
         self.0.pace.pause().await;
         let clock = format!("SELECT {NOW};");
         let packet = format!("BEGIN IMMEDIATE;{clock}{statements}{clock}COMMIT");
+        let sent = Instant::now();
         let mut answers = unit.run(packet).await?;
+        let took = sent.elapsed();
         unit.finish();
         // BEGIN, clock, statements, clock, COMMIT.
         answers.pop();
@@ -103,9 +105,15 @@ impl SqliteStore {
         let end = time(answers.pop())?;
         let mut answers = answers.into_iter().skip(1);
         let start = time(answers.next())?;
-        self.0.pace.wrote(rows, Duration::from_micros(end.saturating_sub(start)));
+        self.0.pace.wrote(rows, open_for(start, end, took));
         Ok(answers.collect())
     }
+}
+
+/// How long a write kept others out: from its first statement to its last by the wall clock, in
+/// microseconds, but no longer than the whole call took, should that clock have been set meanwhile.
+fn open_for(start: u64, end: u64, took: Duration) -> Duration {
+    Duration::from_micros(end.saturating_sub(start)).min(took)
 }
 
 /// Shows nothing: connect options may hold the key of an encrypted database.
@@ -193,5 +201,18 @@ impl Store for SqliteStore {
         let backlog = backlog::read(&answers)?;
         unit.finish();
         Ok(backlog)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_makes_no_long_write() {
+        let millis = Duration::from_millis;
+        assert_eq!(open_for(1_000, 3_000, millis(900)), millis(2), "it waited for another writer");
+        assert_eq!(open_for(1_000, 3_600_000_000, millis(9)), millis(9), "an hour ahead");
+        assert_eq!(open_for(3_000, 1_000, millis(9)), Duration::ZERO, "back");
     }
 }

@@ -158,13 +158,13 @@ async fn a_lost_answer_is_unknown_in_time() {
     assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Unknown)]);
 }
 
-/// A cluster and a broker whose queue of 10,000 messages empties by 500 at a time.
+/// A cluster and a broker whose queue of 20,000 messages empties by 500 at a time.
 async fn slow(message_timeout: Duration) -> (Cluster, KafkaBroker) {
     let cluster = Cluster::new(1);
     let broker = cluster
         .builder()
         .message_timeout(message_timeout)
-        .property("queue.buffering.max.messages", "10000")
+        .property("queue.buffering.max.messages", "20000")
         .property("batch.num.messages", "500")
         .build()
         .expect("the settings are valid");
@@ -176,7 +176,7 @@ async fn slow(message_timeout: Duration) -> (Cluster, KafkaBroker) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_keeps_the_order_of_every_key() {
-    const COUNT: usize = 12_000;
+    const COUNT: usize = 24_000;
     let (cluster, broker) = slow(Duration::from_secs(30)).await;
     let batch = |numbers: std::ops::Range<usize>| -> Vec<_> {
         numbers.map(|n| outgoing(message("k", &n.to_string()))).collect()
@@ -199,7 +199,7 @@ async fn a_queue_that_stays_full_sends_none_of_the_rest() {
     let answers = kinds(&publish(&broker, batch).await);
     // There is room again all the time, and nothing may use it to overtake.
     let handed_over = answers.iter().position(|kind| kind.is_some()).expect("too few messages");
-    assert!(handed_over >= 10_000, "{handed_over}");
+    assert!(handed_over >= 20_000, "{handed_over}");
     let rest = vec![Some(PublishErrorKind::NotSent); 60_000 - handed_over];
     assert_eq!(answers[handed_over..], rest);
     let expected: Vec<_> = (0..handed_over).map(|n| n.to_string()).collect();

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use outbox_core::broker::{Broker, Outcome, Outgoing, PublishErrorKind};
 use outbox_core::delivery::RowState;
-use outbox_core::{Delivery, Lane, Message, Position};
+use outbox_core::{Delivery, Dispatcher, Lane, Message, Position};
+use outbox_testing::MemoryStore;
 
 use crate::cluster::{Cluster, TOPIC, kinds, message, outgoing, publish, publish_all};
 
@@ -146,10 +147,48 @@ async fn an_oversize_message_is_rejected_before_it_is_sent() {
 async fn the_largest_message_that_the_profile_allows_is_delivered() {
     let cluster = Cluster::new(1);
     let broker = cluster.broker();
-    let base = message("k", "").size();
-    let largest = message("k", &"x".repeat(broker.profile().max_message_bytes - base));
-    assert_eq!(largest.size(), broker.profile().max_message_bytes);
-    assert_eq!(kinds(&publish(&broker, [largest]).await), [None]);
+    let most = broker.profile().max_message_bytes;
+    for headers in [0, 64] {
+        let of = |payload: usize| {
+            let mut message = Message::builder(TOPIC).key("k").payload("x".repeat(payload));
+            for number in 0..headers {
+                message = message.header(format!("h{number}"), "value");
+            }
+            message.build().expect("message")
+        };
+        let largest = of(most - of(0).size());
+        assert_eq!(largest.size(), most);
+        // With each header that the broker adds.
+        let mut retried = outgoing(largest);
+        retried.delivery.state = RowState::default().with_retried(true);
+        assert_eq!(kinds(&publish_all(&broker, vec![retried]).await), [None], "{headers} headers");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_its_topic_does_not_have_is_that_messages_own_affair() {
+    let cluster = Cluster::new(3);
+    let broker = cluster.broker();
+    let astray = || Message::builder(TOPIC).key("b").payload("b").partition(9).build().unwrap();
+    // Before the topic is known, and afterwards.
+    for _ in 0..2 {
+        let outcomes = publish(&broker, [message("a", "a"), astray(), message("c", "c")]).await;
+        assert_eq!(kinds(&outcomes), [None, Some(PublishErrorKind::Failed), None]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatcher_that_ran_until_nothing_was_left_runs_again() {
+    let (cluster, store) = (Cluster::new(1), MemoryStore::new());
+    let dispatcher = Dispatcher::builder(store.clone(), cluster.broker()).build().unwrap();
+    for payload in ["first", "second"] {
+        let mut tx = store.begin();
+        store.outbox().add(&mut tx, message("k", payload)).await.unwrap();
+        tx.commit();
+        let run = tokio::time::timeout(Duration::from_secs(60), dispatcher.run_until_empty());
+        assert_eq!(run.await.expect("it ends").unwrap().delivered, 1);
+    }
+    assert_eq!(cluster.payloads(), ["first", "second"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

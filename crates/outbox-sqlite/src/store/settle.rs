@@ -54,12 +54,11 @@ pub(super) fn failed(tables: &Tables, row: &Failed) -> String {
             let wait = micros(wait);
             update(tables, row, &format!("available_at = {NOW} + {wait}"))
         }
-        Settlement::Held => {
+        Settlement::Dead => bury(tables, row),
+        // `Settlement::Held`, and what a newer core may have: it is held.
+        _ => {
             update(tables, row, &format!("available_at = NULL, held_at = COALESCE(held_at, {NOW})"))
         }
-        Settlement::Dead => bury(tables, row),
-        // A settlement of a newer core: refused, since nothing is known about it.
-        _ => format!("DELETE FROM {} WHERE FALSE;", tables.outbox),
     }
 }
 
