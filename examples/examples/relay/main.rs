@@ -58,7 +58,7 @@ use crate::settings::Settings;
 /// The exit code when a variable is missing or illegal: starting again would not help.
 const MISCONFIGURED: u8 = 2;
 
-/// Ten thousand messages under way are more than the caches of glibc's allocator are made for.
+/// Twenty thousand messages under way are more than the caches of glibc's allocator are made for.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -1,6 +1,7 @@
 //! The examples as a user runs them: programs that are told by variables where the servers are.
 
 mod http;
+mod operator;
 mod orders;
 mod orm;
 mod quickstart;
@@ -9,7 +10,7 @@ mod relay;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -79,6 +80,28 @@ async fn run(name: &str, folder: &Path, variables: &[(&str, &str)]) -> Result<Pr
     arguments.extend(variables.iter().map(|(name, value)| format!("{name}={value}").into()));
     arguments.push(program(name).await?.into());
     Process::spawn("env", arguments, [("RUST_LOG", "error")])
+}
+
+/// How a program ended that ends by itself, and what it said.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    output: String,
+    errors: String,
+}
+
+/// Runs an example to its end, where that comes by itself.
+async fn ends(name: &str, words: &[&str], variables: &[(&str, &str)]) -> Result<Ended> {
+    let mut command = Command::new(program(name).await?);
+    for variable in OURS {
+        command.env_remove(variable);
+    }
+    command.args(words).envs(variables.iter().copied());
+    let ended = tokio::task::spawn_blocking(move || command.output());
+    let ended = tokio::time::timeout(PATIENCE, ended).await;
+    let Output { status, stdout, stderr } = ended.context("it did not end")???;
+    let [output, errors] = [String::from_utf8(stdout)?, String::from_utf8(stderr)?];
+    Ok(Ended { code: status.code(), output, errors })
 }
 
 /// Asks it to stop, and waits until it has.

@@ -1,15 +1,13 @@
 //! The relay in a process of its own.
 
-use std::process::{Command, Output};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use integration_tests::{names, servers};
 use outbox_core::{Message, MessageId};
 use outbox_mysql::sqlx::{Connection, MySqlConnection};
 use outbox_mysql::{MySqlOutbox, MySqlSchema, MySqlWriter};
 
 use super::http::{Answer, get, get_until};
-use super::{OURS, PATIENCE, address, number, program, run, stop, until};
+use super::{address, ends, number, run, stop, until};
 use crate::kafka::{published, read_all};
 use crate::scenario::no_run_alone;
 
@@ -83,29 +81,16 @@ async fn the_relay_delivers_shows_figures_and_ends_in_order() -> Result<()> {
     Ok(())
 }
 
-/// Runs the relay to its end, where that comes by itself.
-async fn ends(variables: &[(&str, &str)]) -> Result<(Option<i32>, String)> {
-    let mut command = Command::new(program("relay").await?);
-    for variable in OURS {
-        command.env_remove(variable);
-    }
-    command.envs(variables.iter().copied());
-    let ended = tokio::task::spawn_blocking(move || command.output());
-    let Output { status, stderr, .. } =
-        tokio::time::timeout(PATIENCE, ended).await.context("the relay did not end")???;
-    Ok((status.code(), String::from_utf8(stderr)?))
-}
-
 #[tokio::test]
 async fn a_relay_that_is_told_too_little_ends_and_names_every_variable() -> Result<()> {
-    let (code, said) = ends(&[("OUTBOX_LEASE_SECONDS", "soon")]).await?;
-    ensure!(code == Some(2), "{code:?}: {said}");
+    let ended = ends("relay", &[], &[("OUTBOX_LEASE_SECONDS", "soon")]).await?;
+    ensure!(ended.code == Some(2), "{ended:?}");
     for line in [
         "relay: DATABASE_URL is not set",
         "relay: KAFKA_BOOTSTRAP is not set",
         "relay: OUTBOX_LEASE_SECONDS is not a number of seconds",
     ] {
-        ensure!(said.contains(line), "{line} is not in {said}");
+        ensure!(ended.errors.contains(line), "{line} is not in {ended:?}");
     }
     Ok(())
 }
@@ -121,7 +106,8 @@ async fn a_relay_without_tables_ends_and_says_so() -> Result<()> {
         ("OUTBOX_HTTP", "127.0.0.1:0"),
         ("RUST_LOG", "off"),
     ];
-    let (code, said) = ends(&variables).await?;
-    ensure!(code == Some(1) && said.starts_with("relay: the store cannot be used"), "{said}");
+    let ended = ends("relay", &[], &variables).await?;
+    let said = ended.errors.starts_with("relay: the store cannot be used");
+    ensure!(ended.code == Some(1) && said, "{ended:?}");
     Ok(())
 }

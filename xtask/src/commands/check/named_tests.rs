@@ -17,7 +17,8 @@ pub(super) fn check() -> Result<Outcome> {
         let path = page?.path();
         if path.extension().is_some_and(|extension| extension == "md") {
             let text = fs::read_to_string(&path)?;
-            let absent = sentences(&text).filter(|name| !functions.contains(*name));
+            let named = sentences(&text).chain(last_column(&text));
+            let absent = named.filter(|name| !functions.contains(*name));
             missing.extend(absent.map(|name| format!("{name} ({})", path.display())));
         }
     }
@@ -26,14 +27,32 @@ pub(super) fn check() -> Result<Outcome> {
 }
 
 /// The words in back quotes that read like the name of a test: a sentence of five words or more.
-/// Those that begin with `outbox_` are metrics and tables.
 fn sentences(page: &str) -> impl Iterator<Item = &str> {
-    let quoted = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
-    quoted.filter(|word| {
+    page.lines().flat_map(|line| names_of(line, 5))
+}
+
+/// The names in the last columns of tables that say there which tests they name: however short.
+fn last_column(page: &str) -> impl Iterator<Item = &str> {
+    let mut tests = false;
+    page.lines().flat_map(move |line| {
+        let last = line.strip_suffix('|').and_then(|row| row.rsplit('|').next());
+        tests = match last.map(str::trim) {
+            Some("caught by" | "tests") => true,
+            Some(_) => tests,
+            None => false,
+        };
+        names_of(last.filter(|_| tests).unwrap_or_default(), 2)
+    })
+}
+
+/// The names in back quotes of so many words or more. Those that begin with `outbox_` are metrics and
+/// tables.
+fn names_of(text: &str, words: usize) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2).filter(move |name| {
         let part_of_a_name =
             |byte: u8| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let sentence = word.split('_').count() >= 5 && !word.starts_with("outbox_");
-        sentence && word.bytes().all(part_of_a_name)
+        let long = name.split('_').count() >= words && !name.starts_with("outbox_");
+        long && name.bytes().all(part_of_a_name)
     })
 }
 
@@ -66,6 +85,12 @@ mod tests {
         let page =
             "| `a_test_that_is_named`, `outbox_a_b_c_d` | `cargo xtask check` a_test_that_is_not |";
         assert_eq!(sentences(page).collect::<Vec<_>>(), ["a_test_that_is_named"]);
+    }
+
+    #[test]
+    fn tables_of_tests_name_them_however_short() {
+        let page = "| x | caught by |\n|---|---|\n| `not_this` | `plain_sql`, `outbox_dead` |\n\n`nor_this`";
+        assert_eq!(last_column(page).collect::<Vec<_>>(), ["plain_sql"]);
     }
 
     #[test]
