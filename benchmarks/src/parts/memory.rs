@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{database::Engine, kafka::KafkaCluster};
+use integration_tests::kafka::KafkaCluster;
 use outbox_core::Dispatcher;
 use outbox_kafka::KafkaBroker;
 use outbox_mysql::{MySqlSchema, MySqlStore};
@@ -85,13 +85,43 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          Kafka that halts answers nothing for 1.8 of every 2.1 s.",
     );
     let mut rows = vec![];
-    let engine = Engine::MariaDb;
-    let site = Site::new(lab, engine).await?;
-    let kafka = lab.kafka().await?;
+    for engine in lab.engines() {
+        let (site, kafka) = (Site::new(lab, engine).await?, lab.kafka().await?);
+        for case in cases(lab) {
+            let (idle, most) = measure(&site, kafka, &case, lab.pick(1, 3)).await?;
+            let Case { name, backlog, .. } = case;
+            let mib = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));
+            lab.progress(format!(
+                "{engine}, {name}: {} MiB idle, {} MiB at most",
+                mib(idle),
+                mib(most)
+            ));
+            let limit = idle + 2 * WINDOW + MARGIN;
+            rows.push([
+                engine.to_string(),
+                backlog.rows.to_string(),
+                name.to_owned(),
+                mib(idle),
+                mib(most),
+                mib(most - idle),
+            ]);
+            page.verdict(
+                format!("{engine}, {} messages of {name}: resident at most", backlog.rows),
+                format!("{} MiB", mib(most)),
+                format!("<= {} MiB (idle + 2 x window + 64 MiB)", mib(limit)),
+                most <= limit,
+            );
+        }
+    }
+    page.table(["", "messages", "of", "idle", "most", "above idle"], &rows);
+    Ok(page)
+}
+
+fn cases(lab: &Lab) -> [Case; 5] {
     let case = |name, backlog| Case { name, backlog, held: false, answers: Kafka::Always };
     let large = |rows| Backlog { payload: 900_000, ..Backlog::of(rows) };
     let hot = Backlog { hot: 50, ..Backlog::of(lab.pick(20_000, 200_000)) };
-    let cases = [
+    [
         case("1 KiB", Backlog::of(lab.pick(50_000, 1_000_000))),
         case("900 kB", large(lab.pick(60, 1_500))),
         Case {
@@ -103,29 +133,7 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
             ..case("1 KiB, while Kafka halts for 20 s", Backlog::of(lab.pick(50_000, 1_000_000)))
         },
         Case { held: true, ..case("1 KiB, half of them behind a held key", hot) },
-    ];
-    for case in cases {
-        let (idle, most) = measure(&site, kafka, &case, lab.pick(1, 3)).await?;
-        let Case { name, backlog, .. } = case;
-        let mib = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));
-        lab.progress(format!("{name}: {} MiB idle, {} MiB at most", mib(idle), mib(most)));
-        let limit = idle + 2 * WINDOW + MARGIN;
-        rows.push([
-            backlog.rows.to_string(),
-            name.to_owned(),
-            mib(idle),
-            mib(most),
-            mib(most - idle),
-        ]);
-        page.verdict(
-            format!("{engine}, {} messages of {name}: resident at most", backlog.rows),
-            format!("{} MiB", mib(most)),
-            format!("<= {} MiB (idle + 2 x window + 64 MiB)", mib(limit)),
-            most <= limit,
-        );
-    }
-    page.table(["messages", "of", "idle", "most", "above idle"], &rows);
-    Ok(page)
+    ]
 }
 
 /// A child that ends with this value.
