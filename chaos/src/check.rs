@@ -79,6 +79,8 @@ pub(crate) struct Run {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Findings {
     pub(crate) committed: usize,
+    /// Of the committed ones, those that must appear: see [`judge`].
+    pub(crate) judged: usize,
     /// Outcomes of the messages that writers tried.
     pub(crate) ok: usize,
     pub(crate) failed: usize,
@@ -135,8 +137,9 @@ pub(crate) fn judge(run: &Run) -> Findings {
         findings.disordered += reading.disordered;
     }
     let is_seen = |id: &MessageId| ordered.first.contains_key(id) || beside.first.contains_key(id);
-    let lost = run.committed.iter().filter(|(id, entry)| is_judged(id, **entry) && !is_seen(id));
-    findings.lost = lost.count();
+    let judged = run.committed.iter().filter(|(id, entry)| is_judged(id, **entry));
+    findings.judged = judged.clone().count();
+    findings.lost = judged.filter(|(id, _)| !is_seen(id)).count();
     findings.recovery = Recovery::of(&run.faults, ordered.first.values().copied().collect());
     findings
 }

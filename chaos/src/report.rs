@@ -52,14 +52,14 @@ impl Tally {
 
 /// One line: what a run is known by.
 pub(crate) fn summary(options: &Options, findings: &Findings, tally: &Tally) -> String {
-    let Findings { committed, records, lost, ghosts, duplicates, excused, disordered, .. } =
+    let Findings { committed, judged, records, lost, ghosts, duplicates, excused, disordered, .. } =
         findings;
     let verdict = match findings.violations().len() {
         0 => "ok".to_owned(),
         count => format!("{count} VIOLATIONS"),
     };
     format!(
-        "chaos: {}, seed {}, {} s: {} faults, {} messages committed, {} records: {lost} lost, {ghosts} \
+        "chaos: {}, seed {}, {} s: {} faults, {} messages committed, {} of them judged for loss, {} records: {lost} lost, {ghosts} \
          ghosts, {disordered} out of order, {} duplicates of at most {}; recovery {:.1} s (median), \
          {:.1} s (longest): {verdict}",
         options.engine,
@@ -67,6 +67,7 @@ pub(crate) fn summary(options: &Options, findings: &Findings, tally: &Tally) -> 
         options.length.as_secs(),
         tally.faults(),
         grouped(*committed),
+        grouped(*judged),
         grouped(*records),
         grouped(*duplicates),
         grouped(*excused),
@@ -81,6 +82,7 @@ pub(crate) fn figures(findings: &Findings, tally: &Tally) -> String {
     let count = |number: usize| grouped(number);
     let rows = [
         ("messages committed", count(findings.committed)),
+        ("of which judged for loss", count(findings.judged)),
         ("confirmed to their writers", count(findings.ok)),
         ("failed or rolled back", count(findings.failed)),
         (

@@ -62,6 +62,7 @@ fn a_good_run_has_no_violation_and_its_figures_are_counted() {
     assert_eq!(findings.violations(), [""; 0]);
     let expected = Findings {
         committed: 5,
+        judged: 5,
         ok: 4,
         failed: 1,
         unknown: 2,

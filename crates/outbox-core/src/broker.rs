@@ -62,13 +62,18 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
 
     /// A cheap round trip that tells whether publishing can work at all.
     ///
+    /// Asked before a worker takes lanes, and about once a second while publishes are in trouble and
+    /// none is acknowledged: each time that it passes, up to a hundred messages are tried. Where it
+    /// passes in an outage, that is what the outage costs.
+    ///
     /// # Errors
     ///
     /// A [`PublishError`], normally of kind [`PublishErrorKind::Unavailable`].
     async fn check(&self) -> Result<(), PublishError>;
 
-    /// Flushes for at most `within`, then drops what is queued or in flight. Called once, after
-    /// the last publish, before lanes are given back.
+    /// Flushes for at most `within`, then drops what is queued or in flight. Called once, at the end of
+    /// [`Dispatcher::run`](crate::Dispatcher::run), after the last publish and before lanes are given
+    /// back.
     async fn close(&self, within: Duration);
 }
 
