@@ -52,8 +52,9 @@ impl Tally {
 
 /// One line: what a run is known by.
 pub(crate) fn summary(options: &Options, findings: &Findings, tally: &Tally) -> String {
-    let Findings { committed, judged, records, lost, ghosts, duplicates, excused, disordered, .. } =
-        findings;
+    let Findings {
+        committed, judged, records, lost, ghosts, duplicates, excused, disordered, ..
+    } = findings;
     let verdict = match findings.violations().len() {
         0 => "ok".to_owned(),
         count => format!("{count} VIOLATIONS"),

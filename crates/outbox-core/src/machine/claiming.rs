@@ -900,10 +900,12 @@ impl Machine {
         let Some(row) = self.rows.get_mut(&position) else { return };
         row.phase = Phase::Queued;
         let (id, topic, lane) = (row.key, row.topic, row.lane);
+        let cannot_send = self.topics.get(topic).is_congested();
         let key = self.keys.entry(id).or_insert_with(|| Key::new(topic, lane));
         key.queue.insert(position);
         // What was barred has its content, however many of its key there were.
-        if key.blocked || key.queue.len() > self.settings.key_buffer {
+        let waits = key.blocked || key.place == Place::Stalled && cannot_send;
+        if waits || key.queue.len() > self.settings.key_buffer {
             self.unload(position);
         }
         self.place(id, now);

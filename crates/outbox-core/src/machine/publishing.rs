@@ -113,9 +113,11 @@ impl Machine {
 
     /// The head of this key is parked until then, or held: nothing behind it may go.
     fn block(&mut self, id: KeyId, head: Position, until: Option<Time>) {
-        if until.is_none() {
-            self.watched.insert(head);
-        }
+        match until {
+            // Its timer reads it again.
+            Some(_) => self.watched.remove(&head),
+            None => self.watched.insert(head),
+        };
         let Some(key) = self.keys.get_mut(&id) else { return };
         if until.is_some() && key.timer != until {
             key.timer = until;
