@@ -60,7 +60,8 @@ pub(crate) fn summary(options: &Options, findings: &Findings, tally: &Tally) -> 
         count => format!("{count} VIOLATIONS"),
     };
     format!(
-        "chaos: {}, seed {}, {} s: {} faults, {} messages committed, {} of them judged for loss, {} records: {lost} lost, {ghosts} \
+        "chaos: {}, seed {}, {} s: {} faults, {} messages committed, {} of them judged \
+         for loss, {} records: {lost} lost, {ghosts} \
          ghosts, {disordered} out of order, {} duplicates of at most {}; recovery {:.1} s (median), \
          {:.1} s (longest): {verdict}",
         options.engine,
