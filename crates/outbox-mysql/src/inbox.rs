@@ -57,9 +57,15 @@ impl MySqlInbox {
             "INSERT IGNORE INTO {inbox} (consumer, message_id, accepted_at) \
              VALUES (?, ?, UTC_TIMESTAMP(6))"
         ));
+        // Nothing is left to what a server thinks of the table: where it took it for empty, it read
+        // all of it, and locked what consumers are about to accept.
         let purge = AssertSqlSafe(format!(
-            "DELETE FROM {inbox} WHERE accepted_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND \
-             ORDER BY accepted_at LIMIT ?"
+            "DELETE i FROM (\
+               SELECT consumer, message_id, accepted_at FROM {inbox} \
+               FORCE INDEX ({inbox}_accepted) ORDER BY accepted_at LIMIT ?) oldest \
+             STRAIGHT_JOIN {inbox} i FORCE INDEX (PRIMARY) \
+             ON i.consumer = oldest.consumer AND i.message_id = oldest.message_id \
+             WHERE oldest.accepted_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND"
         ));
         Ok(Self { consumer, accept: accept.into_sql_str(), purge: purge.into_sql_str() })
     }
@@ -114,8 +120,8 @@ impl MySqlInbox {
         const MILLENNIUM: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
         let age = u64::try_from(older_than.min(MILLENNIUM).as_micros()).unwrap_or(u64::MAX);
         let done = sqlx::query(self.purge.clone())
-            .bind(age)
             .bind(limit)
+            .bind(age)
             .execute(connection)
             .await
             .map_err(store_error)?;

@@ -18,11 +18,11 @@ pub(super) fn packet(tables: &Tables) -> String {
            COALESCE(MIN(IF(blocked, NULL, created_at)), \
              IF(COUNT(*) > {limit}, MAX(created_at), NULL)), UTC_TIMESTAMP(6)) \
          FROM (SELECT o.created_at, o.held_at IS NOT NULL OR EXISTS (\
-             SELECT 1 FROM {held} h JOIN {outbox} b ON {there} \
+             SELECT 1 FROM {held} h STRAIGHT_JOIN {outbox} b FORCE INDEX (PRIMARY) ON {there} \
              WHERE h.topic = o.topic AND h.message_key = o.message_key\
            ) AS blocked FROM {outbox} o ORDER BY o.id LIMIT {more}) oldest;\
          SELECT COUNT(*) FROM (\
-           SELECT 1 FROM {held} h JOIN {outbox} b ON {there} LIMIT {COUNTED}) held;\
+           SELECT 1 FROM {held} h STRAIGHT_JOIN {outbox} b FORCE INDEX (PRIMARY) ON {there} LIMIT {COUNTED}) held;\
          SELECT COUNT(*) FROM (SELECT 1 FROM {dead} LIMIT {COUNTED}) dead",
         limit = Backlog::EXACT_LIMIT,
         more = Backlog::EXACT_LIMIT + 1,

@@ -239,8 +239,8 @@ fn select(tables: &Tables, place: Place, condition: &str, limit: u32) -> String 
     let (from, content) = match place {
         Place::Held => {
             let from = format!(
-                "{} x JOIN {} m ON m.id = x.outbox_id AND m.message_id = x.message_id \
-                 AND m.held_at IS NOT NULL",
+                "{} x STRAIGHT_JOIN {} m FORCE INDEX (PRIMARY) \
+                 ON m.id = x.outbox_id AND m.message_id = x.message_id AND m.held_at IS NOT NULL",
                 tables.held, tables.outbox
             );
             (from, "m")

@@ -10,8 +10,8 @@ use crate::tables::Tables;
 pub(super) fn packet(tables: &Tables, request: Purge) -> String {
     let age = u64::try_from(request.older_than.as_micros()).unwrap_or(u64::MAX);
     format!(
-        "DELETE d FROM {archive} d JOIN (SELECT id FROM {archive} ORDER BY id LIMIT {limit}) oldest \
-         ON oldest.id = d.id \
+        "DELETE d FROM (SELECT id FROM {archive} ORDER BY id LIMIT {limit}) oldest \
+         STRAIGHT_JOIN {archive} d FORCE INDEX (PRIMARY) ON d.id = oldest.id \
          WHERE TIMESTAMPDIFF(MICROSECOND, d.delivered_at, UTC_TIMESTAMP(6)) > {age}",
         archive = tables.delivered,
         limit = request.limit,
