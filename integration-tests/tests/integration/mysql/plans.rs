@@ -72,8 +72,8 @@ impl Counted {
     }
 }
 
-async fn every_list_is_read_by_primary_key(engine: Engine) -> Result<()> {
-    let Some(mut counted) = Counted::new(engine).await? else { return Ok(()) };
+/// Every part of a claim; gives rows that were fetched.
+async fn claims_are_bounded(counted: &mut Counted) -> Result<Vec<Delivery>> {
     let store = counted.lab.store.clone();
     let all = lanes(4);
     let list = LIST as u64;
@@ -120,6 +120,21 @@ async fn every_list_is_read_by_primary_key(engine: Engine) -> Result<()> {
         })
         .await?;
     counted
+        .bounded("page of all lanes", list, async {
+            let page = Page::new(&all, Position(ROWS / 2), LIST);
+            let reply = store.claim(Claim::new(MEGABYTE).page(page)).await?;
+            assert_eq!(reply.rows.len(), LIST);
+            Ok(())
+        })
+        .await?;
+    counted
+        .bounded("newest", 1, async {
+            let newest = store.claim(Claim::new(1).newest(Some(Position(1)))).await?.newest;
+            assert!(newest.is_some_and(|newest| newest.0 >= ROWS));
+            Ok(())
+        })
+        .await?;
+    counted
         .bounded("bounded page", list, async {
             let page = page.through(Position(ROWS / 2 + list));
             store.claim(Claim::new(MEGABYTE).page(page)).await?;
@@ -133,6 +148,13 @@ async fn every_list_is_read_by_primary_key(engine: Engine) -> Result<()> {
             Ok(())
         })
         .await?;
+    Ok(rows)
+}
+
+async fn every_list_is_read_by_primary_key(engine: Engine) -> Result<()> {
+    let Some(mut counted) = Counted::new(engine).await? else { return Ok(()) };
+    let store = counted.lab.store.clone();
+    let rows = claims_are_bounded(&mut counted).await?;
 
     let worker = WorkerId::generate();
     let standing = store.keep_leases(KeepLeases::new(worker, TTL * 10)).await?;
@@ -289,6 +311,7 @@ async fn statements_do_not_go_by_what_the_server_thinks_of_a_table(engine: Engin
         take_for_empty(&counted.lab, taken).await?;
         let what = |what: &str| format!("{what}, {taken:?} taken for empty");
 
+        claims_are_bounded(&mut counted).await.with_context(|| what("claims"))?;
         let before = counted.reads().await?;
         assert_eq!(store.backlog().await?.held, backlog.held);
         let now = counted.reads().await? - before;
