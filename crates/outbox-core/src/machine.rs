@@ -7,18 +7,22 @@
 
 mod ahead;
 mod circuit;
+mod claimed;
 mod claiming;
 mod fingerprint;
 mod horizon;
 mod keys;
+mod lanes;
 mod leasing;
+mod orders;
 mod pace;
 mod publishing;
+mod settings;
 mod settling;
 mod topics;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,276 +34,24 @@ use self::claiming::{CatchUp, LaneRows};
 use self::horizon::Horizon;
 use self::keys::{Key, KeyId, Map};
 use self::leasing::Leases;
+use self::orders::PageOrder;
+pub use self::orders::{Action, ClaimOrder, Input, KeepOrder, SettleOrder};
 use self::pace::Pace;
 use self::publishing::Batch;
+pub use self::settings::Settings;
 use self::settling::{Fading, Unsettled};
 use self::topics::{TopicId, Topics};
-use crate::broker::{Outcome, PublishErrorKind};
-use crate::delivery::{Delivery, Failure, Lane, Lease, Position, RowState, Span, WorkerId};
+use crate::broker::PublishErrorKind;
+use crate::delivery::{Delivery, Failure, Lane, Position, RowState};
 use crate::message::MessageId;
 use crate::observe::{Event, Step};
-use crate::retry::{Retention, RetryPolicy, TopicPolicy};
+use crate::retry::Retention;
 use crate::seeded::seeded;
 use crate::status::{Health, Status};
-use crate::store::{
-    Backlog, Claim, ClaimReply, Delivered, Failed, Page, Purge, Settle, Settled, Standing,
-    StoreErrorKind, StoreProfile, TakeOver,
-};
-use crate::wake::Urgency;
+use crate::store::{Backlog, Purge, StoreErrorKind, StoreProfile};
 
 /// Time since a fixed moment, on a clock that never goes back.
 pub type Time = Duration;
-
-/// Everything the machine decides by. Built and checked by the dispatcher's builder.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Settings {
-    /// Who this worker is.
-    pub worker: WorkerId,
-    /// How long a lease lasts.
-    pub lease: Duration,
-    /// How often leases are kept.
-    pub keep_every: Duration,
-    /// The longest time a call to the store may take.
-    pub statement_deadline: Duration,
-    /// What is left between the last possible outcome and the lease's end.
-    pub margin: Duration,
-    /// The longest time a publish can stay undecided.
-    pub undecided: Duration,
-    /// For how long an id that was never seen is swept.
-    pub grace: Duration,
-    /// Rows published and not yet confirmed settled.
-    pub rows_in_flight: usize,
-    /// Bytes of content held in memory.
-    pub bytes_in_flight: usize,
-    /// Rows of one page.
-    pub page_rows: usize,
-    /// Rows of a key that are kept with content while the first one is outstanding.
-    pub key_buffer: usize,
-    /// Messages of one key that may be outstanding.
-    pub in_key_window: usize,
-    /// Rows known at most, most of them as ids only.
-    pub known_rows: usize,
-    /// Rows of one settle.
-    pub settle_rows: usize,
-    /// How long an acknowledged row waits for others to be settled with.
-    pub settle_linger: Duration,
-    /// Settles at the same time.
-    pub settles: usize,
-    /// The shortest interval between pages.
-    pub poll_shortest: Duration,
-    /// The interval between pages under full load.
-    pub poll_busiest: Duration,
-    /// The interval between pages when nothing comes.
-    pub poll_longest: Duration,
-    /// When failed messages are tried again.
-    pub retry: RetryPolicy,
-    /// Policies by topic.
-    pub topics: HashMap<String, TopicPolicy>,
-    /// What becomes of delivered rows.
-    pub retention: Retention,
-    /// How often heads of parked and held keys are read again.
-    pub watch_every: Duration,
-    /// How often the net that looks for rows no rule foresaw takes a step.
-    pub scan_every: Duration,
-    /// How often the backlog is counted.
-    pub count_every: Duration,
-    /// How long a shutdown waits for outcomes.
-    pub drain_limit: Duration,
-    /// Stop once everything that can be delivered is delivered.
-    pub until_empty: bool,
-    /// Seed of the jitter.
-    pub seed: u64,
-}
-
-impl Default for Settings {
-    /// The documented defaults: see `DispatcherBuilder`.
-    fn default() -> Self {
-        Self {
-            worker: WorkerId::generate(),
-            lease: Duration::from_secs(45),
-            keep_every: Duration::from_secs(5),
-            statement_deadline: Duration::from_secs(5),
-            margin: Duration::from_secs(2),
-            undecided: Duration::from_secs(20),
-            grace: Duration::from_secs(10),
-            rows_in_flight: 20_000,
-            bytes_in_flight: 64 << 20,
-            page_rows: 4_000,
-            key_buffer: 64,
-            in_key_window: 1,
-            known_rows: 1_000_000,
-            settle_rows: 900,
-            settle_linger: Duration::from_millis(20),
-            settles: 2,
-            poll_shortest: Duration::from_millis(1),
-            poll_busiest: Duration::from_millis(50),
-            poll_longest: Duration::from_millis(300),
-            retry: RetryPolicy::default(),
-            topics: HashMap::new(),
-            retention: Retention::Delete,
-            watch_every: Duration::from_secs(2),
-            scan_every: Duration::from_secs(5),
-            count_every: Duration::from_secs(15),
-            drain_limit: Duration::from_secs(25),
-            until_empty: false,
-            seed: 0,
-        }
-    }
-}
-
-impl Settings {
-    /// Sets the lease and everything that follows from it: it is kept nine times, a statement may
-    /// take a ninth of it, the margin is a twentieth.
-    #[must_use]
-    pub fn with_lease(mut self, lease: Duration) -> Self {
-        self.lease = lease;
-        self.keep_every = lease / 9;
-        self.statement_deadline = lease / 9;
-        self.margin = lease / 20;
-        self
-    }
-
-    /// The shortest lease under which a worker can publish without gaps: an outcome may take
-    /// `undecided`, and two keeps and a statement may pass before a renewal counts.
-    pub fn shortest_lease(&self) -> Duration {
-        let ours = self.margin + self.keep_every * 2 + self.statement_deadline;
-        self.undecided.saturating_add(ours)
-    }
-}
-
-/// Something that happened.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Input {
-    /// A keep was answered.
-    Kept(Result<Standing, StoreErrorKind>),
-    /// A claim was answered.
-    Claimed(Result<ClaimReply, StoreErrorKind>),
-    /// Messages of a batch were answered, by index.
-    Answered(u64, Vec<(usize, Outcome)>),
-    /// A publish ended: what was not answered is unknown.
-    PublishEnded(u64),
-    /// A settle was answered.
-    Settled(u64, Result<Settled, StoreErrorKind>),
-    /// A release was answered.
-    Released(Result<(), StoreErrorKind>),
-    /// The broker was checked.
-    Checked(Result<(), PublishErrorKind>),
-    /// A purge was answered.
-    Purged(Result<u64, StoreErrorKind>),
-    /// The backlog was counted.
-    Counted(Result<Backlog, StoreErrorKind>),
-    /// The broker was closed.
-    Closed,
-    /// A writer of this process added or committed something.
-    Rung(Urgency),
-    /// The user wants the dispatcher to stop.
-    ShutDown,
-}
-
-/// Something to do. At most one keep, claim, release and chore is out at a time.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Action {
-    /// Keep leases.
-    Keep(KeepOrder),
-    /// Read rows.
-    Claim(Arc<ClaimOrder>),
-    /// Publish a batch, each message no later than its time.
-    Publish(u64, Vec<(Box<Delivery>, Time)>),
-    /// Settle rows.
-    Settle(u64, Arc<SettleOrder>),
-    /// Give leases back; `true` when the worker leaves.
-    Release(Vec<Lease>, bool),
-    /// Check the broker.
-    Check,
-    /// Purge the archive.
-    Purge(Purge),
-    /// Count the backlog.
-    Count,
-    /// Close the broker within this time.
-    Close(Duration),
-    /// Stop: everything is done.
-    Stop,
-}
-
-/// A keep, as owned values.
-#[derive(Debug, Clone)]
-pub struct KeepOrder {
-    /// Whether this worker makes progress.
-    pub healthy: bool,
-    /// The leases to renew.
-    pub renew: Vec<Lease>,
-    /// The lanes to take.
-    pub take: Vec<TakeOver>,
-}
-
-/// A claim, as owned values.
-#[derive(Debug, Default)]
-pub struct ClaimOrder {
-    lanes: Vec<Lane>,
-    page: Option<PageOrder>,
-    sweep: Vec<Span>,
-    newest: Option<Position>,
-    open: Vec<Span>,
-    fetch: Vec<Position>,
-    watch: Vec<Position>,
-    scan: Option<PageOrder>,
-    bytes: usize,
-}
-
-#[derive(Debug, Clone)]
-struct PageOrder {
-    lanes: Vec<Lane>,
-    after: Position,
-    through: Position,
-    rows: usize,
-    catch_up: bool,
-}
-
-impl PageOrder {
-    fn request(&self) -> Page<'_> {
-        let page = Page::new(&self.lanes, self.after, self.rows);
-        if self.through == Position(u64::MAX) { page } else { page.through(self.through) }
-    }
-}
-
-impl ClaimOrder {
-    /// The claim as the store takes it.
-    pub fn request(&self) -> Claim<'_> {
-        let mut claim = Claim::new(self.bytes)
-            .sweep(&self.sweep)
-            .newest(self.newest)
-            .open(&self.open)
-            .fetch(&self.fetch)
-            .watch(&self.watch);
-        if let Some(page) = &self.page {
-            claim = claim.page(page.request());
-        }
-        if let Some(scan) = &self.scan {
-            claim = claim.scan(scan.request());
-        }
-        claim
-    }
-}
-
-/// A settle, as owned values.
-#[derive(Debug, Clone, Default)]
-pub struct SettleOrder {
-    delivered: Vec<Delivered>,
-    failed: Vec<Failed>,
-    archive: bool,
-    repeated: bool,
-}
-
-impl SettleOrder {
-    /// The settle as the store takes it.
-    pub fn request(&self) -> Settle<'_> {
-        let settle = Settle::new(&self.delivered, &self.failed).archive(self.archive);
-        settle.repeated(self.repeated)
-    }
-}
 
 /// A row whose message is known.
 #[derive(Debug, Clone)]
@@ -745,191 +497,6 @@ impl Machine {
         }
         for id in self.topics.ids() {
             self.unstall(id, now);
-        }
-    }
-
-    // ---- leases --------------------------------------------------------------------------------
-
-    fn next_keep(&mut self, now: Time) -> Option<Action> {
-        let leaving = !matches!(
-            self.stage,
-            Stage::Running | Stage::Draining(_) | Stage::Closing(_) | Stage::Settling(_)
-        );
-        if self.keeping.is_some() || self.releasing || leaving || self.keep_at > now {
-            return None;
-        }
-        let healthy = self.is_healthy(now);
-        let take = self.leases.take_overs(now, healthy);
-        let order = KeepOrder { healthy, renew: self.leases.renewals(), take };
-        self.keeping = Some((order.clone(), now));
-        Some(Action::Keep(order))
-    }
-
-    fn kept(&mut self, result: Result<Standing, StoreErrorKind>, now: Time) {
-        let Some((order, sent)) = self.keeping.take() else { return };
-        let standing = match result {
-            Ok(standing) => standing,
-            Err(kind) => {
-                self.keep_failing.get_or_insert(now);
-                self.keep_at = now + self.settings.keep_every.min(Duration::from_secs(1));
-                return self.store_failed(Step::Keep, kind);
-            }
-        };
-        self.keep_failing = None;
-        self.meet_server(standing.server, now);
-        let changes = self.leases.apply(standing, &order.renew, &order.take, sent, now);
-        self.lose(changes.lost, now);
-        self.gain(changes.gained, now);
-        if self.stage == Stage::Running {
-            let healthy = self.is_healthy(now);
-            self.leases.hand_over(now, healthy);
-            let kept = self.leases.keep_on();
-            if !seeded!("no-catch-up-after-a-hand-over") {
-                self.fresh_lanes.extend(kept);
-            }
-        }
-        for key in std::mem::take(&mut self.stalled_by_lane) {
-            self.place(key, now);
-        }
-        if !self.checked && !self.leases.has_peer() {
-            self.check_at = self.check_at.min(now);
-        }
-        let more = !self.leases.take_overs(now, self.is_healthy(now)).is_empty()
-            || self.leases.renewals().len() > self.leases.len();
-        let every = self.settings.keep_every;
-        self.keep_at = if more {
-            now + Duration::from_millis(1)
-        } else if self.leases.alone() {
-            now + every
-        } else {
-            now + every.min(Duration::from_secs(1))
-        };
-    }
-
-    /// Another server has other ids and other transactions: everything read before is void.
-    fn meet_server(&mut self, server: u64, now: Time) {
-        let known = self.server.replace(server);
-        if known.is_some_and(|known| known != server) {
-            self.tell(Event::ServerChanged);
-            self.start_over(now);
-        }
-    }
-
-    fn start_over(&mut self, now: Time) {
-        if let Some(claim) = &mut self.claiming {
-            claim.void = true;
-        }
-        self.horizon = Horizon::default();
-        self.catch_up = None;
-        self.fresh_lanes.clear();
-        self.scan_after = Position::START;
-        self.caught_up = false;
-        let lanes: Vec<Lane> = self.leases.iter().map(|(lane, _)| lane).collect();
-        for lane in lanes {
-            self.forget_lane(lane, now);
-            self.lanes.insert(lane, LaneRows::default());
-        }
-        self.pace.hurry(now);
-    }
-
-    fn gain(&mut self, gained: Vec<Lane>, now: Time) {
-        if gained.is_empty() {
-            return;
-        }
-        if self.lanes.is_empty() && self.claiming.is_none() {
-            // No page was read for anybody: everything is read from the start.
-            self.horizon = Horizon::default();
-            self.catch_up = None;
-            self.fresh_lanes.clear();
-        } else {
-            self.fresh_lanes.extend(gained.iter().filter(|_| !seeded!("no-catch-up")));
-        }
-        for lane in &gained {
-            self.lanes.insert(*lane, LaneRows::default());
-        }
-        self.caught_up = false;
-        self.pace.hurry(now);
-        self.last_progress = now;
-        self.tell(Event::LanesGained { lanes: gained });
-    }
-
-    fn lose(&mut self, lost: Vec<Lane>, now: Time) {
-        if lost.is_empty() {
-            return;
-        }
-        for lane in &lost {
-            self.forget_lane(*lane, now);
-            self.lanes.remove(lane);
-        }
-        self.tell(Event::LanesLost { lanes: lost });
-    }
-
-    /// Forgets the rows of a lane, except those at the broker and those that were acknowledged:
-    /// their answers and their settlements still count.
-    fn forget_lane(&mut self, lane: Lane, now: Time) {
-        self.fresh_lanes.retain(|fresh| *fresh != lane);
-        if let Some(catch_up) = &mut self.catch_up {
-            catch_up.lanes.retain(|other| *other != lane);
-            if catch_up.lanes.is_empty() {
-                self.catch_up = None;
-            }
-        }
-        let mut gone: Vec<Position> = self
-            .rows
-            .iter()
-            .filter(|(_, row)| {
-                row.lane == lane && !matches!(row.phase, Phase::Offered | Phase::Acknowledged)
-            })
-            .map(|(position, _)| *position)
-            .collect();
-        gone.sort_unstable();
-        for position in gone {
-            self.drop_row(position, now);
-        }
-        if let Some(rows) = self.lanes.get_mut(&lane) {
-            *rows = LaneRows::default();
-        }
-    }
-
-    fn next_release(&mut self, now: Time) -> Option<Action> {
-        if self.keeping.is_some() || self.releasing {
-            return None;
-        }
-        let patience = self.settings.lease / 3;
-        let mut leases = Vec::new();
-        for (lane, held) in self.leases.iter() {
-            let Some(since) = held.draining else { continue };
-            let waited = now.saturating_sub(since) >= patience;
-            let busy = self.batches.values().any(|batch| batch.has_lane(lane));
-            let idle = !busy && (waited || !self.unsettled.has_lane(lane));
-            if idle || seeded!("hand-over-without-draining") {
-                leases.push(Lease::new(lane, held.epoch));
-            }
-        }
-        if leases.is_empty() {
-            return None;
-        }
-        for lease in &leases {
-            self.leases.remove(lease.lane);
-            self.forget_lane(lease.lane, now);
-            self.lanes.remove(&lease.lane);
-        }
-        self.tell(Event::LanesReleased { lanes: leases.iter().map(|lease| lease.lane).collect() });
-        if self.leases.len() == 0 && !self.is_healthy(now) {
-            self.given_up = self.given_up.saturating_add(1);
-        }
-        self.releasing = true;
-        Some(Action::Release(leases, false))
-    }
-
-    fn released(&mut self, result: Result<(), StoreErrorKind>) {
-        self.releasing = false;
-        if self.stage == Stage::Releasing {
-            self.stage = Stage::Stopping;
-        }
-        if let Err(kind) = result {
-            // They expire by themselves.
-            self.store_failed(Step::Release, kind);
         }
     }
 

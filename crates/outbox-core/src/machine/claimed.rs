@@ -1,0 +1,554 @@
+//! What the answer to a claim means: rows enter, change, and are forgotten.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::ahead::AHEAD;
+use super::keys::{Key, KeyId, Place};
+use super::{Claiming, Machine, PageOrder, Phase, Row, Time, TopicId};
+use crate::delivery::{Delivery, Lane, Position, RowState};
+use crate::observe::{Event, Step};
+use crate::seeded::seeded;
+use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watched};
+
+/// So often claims are halved that take too long.
+const MOST_HALVINGS: u32 = 10;
+
+impl Machine {
+    pub(super) fn claimed(&mut self, result: Result<ClaimReply, StoreErrorKind>, now: Time) {
+        let Some(claim) = self.claiming.take() else { return };
+        if self.is_idle() {
+            // Whatever this claim brings was not waited for: quiet is not being stuck.
+            self.last_progress = now;
+        }
+        let reply = match result {
+            Ok(reply) => reply,
+            Err(kind) => {
+                self.claim_failing.get_or_insert(now);
+                self.requeue_reading(&claim.order.fetch, now);
+                self.recheck.extend(&claim.order.watch);
+                // What took too long may have been too much.
+                if now.saturating_sub(claim.sent) > self.settings.statement_deadline / 2 {
+                    self.smaller = (self.smaller + 1).min(MOST_HALVINGS);
+                }
+                let wait = self.settings.poll_longest.mul_f64(1.0 + self.chance());
+                self.pace.back_off(wait, now);
+                self.end_of_claim(claim.number);
+                return self.store_failed(Step::Claim, kind);
+            }
+        };
+        self.claim_failing = None;
+        self.smaller = self.smaller.saturating_sub(1);
+        let another = self.server.is_some_and(|server| server != reply.server);
+        if another {
+            self.meet_server(reply.server, now);
+        }
+        // Asked before the change of servers, the new one may answer: with what comes after rows
+        // that are forgotten, and will be read again.
+        if another || claim.void {
+            self.requeue_reading(&claim.order.fetch, now);
+            return self.end_of_claim(claim.number);
+        }
+        if let Some(newest) = reply.newest {
+            self.horizon.know(newest, now, self.settings.grace);
+        }
+        self.watched_rows(&claim, &reply.watched, now);
+        let complete = self.swept_rows(&claim, &reply);
+        self.scanned_rows(&claim, &reply, now);
+        if !complete && !seeded!("a-shown-row-is-no-row") {
+            self.requeue_reading(&claim.order.fetch, now);
+            return self.end_of_claim(claim.number);
+        }
+        self.page_and_fetched(&claim, reply, now);
+        self.end_of_claim(claim.number);
+    }
+
+    /// Settled rows stay known until every read sent before their settlement was confirmed has
+    /// ended: its answer may still bring them in.
+    fn end_of_claim(&mut self, number: u64) {
+        while self.fading.front().is_some_and(|fading| fading.claim <= number) {
+            if let Some(fading) = self.fading.pop_front() {
+                self.forget(&fading.rows);
+            }
+        }
+    }
+
+    /// Whether rows of this lane in an answer to `claim` count: the lane must still be held under
+    /// the epoch the read was sent with.
+    fn counts(&self, claim: &Claiming, lane: Lane) -> bool {
+        let held = self.leases.get(lane);
+        held.is_some_and(|held| claim.epochs.get(&lane) == Some(&held.epoch))
+            && self.lanes.contains_key(&lane)
+    }
+
+    fn knows(&self, lane: Lane, position: Position) -> bool {
+        self.rows.contains_key(&position)
+            || self.lanes.get(&lane).is_some_and(|rows| rows.unread.contains_key(&position))
+    }
+
+    fn note_unread(&mut self, row: &Swept) {
+        if let Some(lane) = self.lanes.get_mut(&row.lane) {
+            lane.unread.insert(row.position, row.bytes);
+        }
+    }
+
+    fn watched_rows(&mut self, claim: &Claiming, found: &[Watched], now: Time) {
+        let found: BTreeMap<Position, &Watched> =
+            found.iter().map(|watched| (watched.id.position, watched)).collect();
+        for position in &claim.order.watch {
+            let Some(row) = self.rows.get_mut(position) else { continue };
+            let settled = matches!(row.phase, Phase::Queued | Phase::Unclear);
+            if !settled || row.changed_at_claim >= claim.number {
+                continue;
+            }
+            let id = row.key;
+            match found.get(position) {
+                Some(watched) if watched.id.message == row.id => {
+                    let new = watched.state;
+                    let same = (row.attempts, row.revision, row.held)
+                        == (new.attempts, new.revision, new.held);
+                    if same && row.phase == Phase::Queued {
+                        continue;
+                    }
+                    row.phase = Phase::Queued;
+                    if row.revision != new.revision {
+                        // An operator wants it tried again, and may have mended it.
+                        (row.unknown, row.not_sent) = (0, 0);
+                        row.unreadable = None;
+                    }
+                    set_state(row, new, now);
+                    self.place(id, now);
+                }
+                _ => self.drop_row(*position, now),
+            }
+        }
+    }
+
+    /// Tells whether the claim is complete downwards: whether all that it showed was swept.
+    fn swept_rows(&mut self, claim: &Claiming, reply: &ClaimReply) -> bool {
+        for row in &reply.swept {
+            self.horizon.see(row.position);
+            if self.counts(claim, row.lane) && !self.knows(row.lane, row.position) {
+                self.note_unread(row);
+            }
+        }
+        let open = if seeded!("open-rows-are-no-holes") { &[][..] } else { &reply.open };
+        !self.horizon.close(&claim.order.open, open, claim.sent)
+    }
+
+    fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {
+        let Some(scan) = &claim.order.scan else { return };
+        // At most one per cent of the relay's time.
+        let took = now.saturating_sub(claim.sent);
+        self.scan_at = self.scan_at.max(now + took * 100);
+        self.scan_after = match reply.scanned.last() {
+            Some(last) if reply.scanned.len() >= scan.rows => last.position,
+            _ => Position::START,
+        };
+        for row in &reply.scanned {
+            let below = row.position <= self.horizon.position();
+            let behind = self.catch_up.as_ref().is_some_and(|catch_up| {
+                catch_up.lanes.contains(&row.lane) && row.position > catch_up.after
+            });
+            let fresh = self.fresh_lanes.contains(&row.lane);
+            let wanted = below && !behind && !fresh && scan.lanes.contains(&row.lane);
+            if wanted && self.counts(claim, row.lane) && !self.knows(row.lane, row.position) {
+                self.note_unread(row);
+                self.horizon.see(row.position);
+            }
+        }
+    }
+
+    fn page_and_fetched(&mut self, claim: &Claiming, reply: ClaimReply, now: Time) {
+        let order = &claim.order;
+        let (fetched_rows, page_rows) = if order.fetch.is_empty() {
+            (Vec::new(), reply.rows)
+        } else {
+            let fetched: BTreeSet<Position> = order.fetch.iter().copied().collect();
+            reply.rows.into_iter().partition(|row| fetched.contains(&row.position()))
+        };
+
+        // The page: first what it saw, so that its rows meet the barriers of this very claim.
+        if let Some(page) = &order.page {
+            let stale = !page.catch_up && page.after != self.horizon.position();
+            if !stale {
+                let count = page_rows.len();
+                self.take_in_page(page, &page_rows, &reply.passed, reply.covered, reply.end, now);
+                self.admit_page(claim, page, page_rows, now);
+                self.caught_up = reply.end && !page.catch_up && self.catch_up.is_none();
+                let random = self.chance();
+                let more = !reply.end && count + reply.passed.len() > 0;
+                self.pace.page(count, more || self.catch_up.is_some(), claim.sent, now, random);
+            }
+        }
+        self.take_in_fetched(claim, fetched_rows, now);
+        for lane in order.lanes.clone() {
+            self.lift(lane, now);
+        }
+    }
+
+    fn take_in_page(
+        &mut self,
+        page: &PageOrder,
+        rows: &[Claimed],
+        passed: &[Position],
+        covered: Position,
+        end: bool,
+        now: Time,
+    ) {
+        if !rows.is_empty() {
+            let bytes: usize = rows.iter().map(content_bytes).sum();
+            let mean = bytes / rows.len();
+            // Follows larger rows at once and smaller ones slowly.
+            self.typical_bytes = mean.max(self.typical_bytes * 7 / 8).max(64);
+            self.tell(Event::Claimed { rows: rows.len() });
+        }
+        if page.catch_up {
+            if let Some(catch_up) = &mut self.catch_up {
+                let reached = if end { catch_up.through } else { covered };
+                catch_up.after = catch_up.after.max(reached);
+                if catch_up.after >= catch_up.through {
+                    self.catch_up = None;
+                }
+            }
+        } else {
+            let read = rows.iter().map(Claimed::position);
+            let mut seen: Vec<Position> = read.chain(passed.iter().copied()).collect();
+            seen.retain(|position| *position <= covered);
+            seen.sort_unstable();
+            if self.profile.in_commit_order {
+                // Nothing appears late: what a page did not show does not exist.
+                return self.horizon.jump(covered);
+            }
+            self.horizon.pass(&seen, now, self.settings.grace);
+            if end {
+                self.horizon.know(covered, now, self.settings.grace);
+            }
+        }
+    }
+
+    fn admit_page(&mut self, claim: &Claiming, page: &PageOrder, rows: Vec<Claimed>, now: Time) {
+        let mut rows = rows.into_iter();
+        let mut looked_at = 0;
+        loop {
+            if looked_at == 0 {
+                self.look_at_rows(rows.as_slice().iter().map(Claimed::position));
+                let keys = rows.as_slice().iter().take(AHEAD).filter_map(|row| self.key_of(row));
+                self.look_at_keys(keys);
+                looked_at = AHEAD;
+            }
+            looked_at -= 1;
+            let Some(row) = rows.next() else { return };
+            let lane = lane_of(&row);
+            let wanted = page.lanes.contains(&lane) && self.counts(claim, lane);
+            if !wanted || self.knows(lane, row.position()) {
+                continue;
+            }
+            self.admit(row, now);
+        }
+    }
+
+    fn take_in_fetched(&mut self, claim: &Claiming, rows: Vec<Claimed>, now: Time) {
+        let mut found: BTreeMap<Position, Claimed> =
+            rows.into_iter().map(|row| (row.position(), row)).collect();
+        for position in &claim.order.fetch {
+            let answer = found.remove(position);
+            if self.rows.contains_key(position) {
+                self.refill(*position, answer, now);
+            } else {
+                self.read_unread(claim, *position, answer, now);
+            }
+        }
+        self.requeue_reading(&claim.order.fetch, now);
+    }
+
+    /// A row that barred its lane was read, or is gone.
+    fn read_unread(
+        &mut self,
+        claim: &Claiming,
+        position: Position,
+        answer: Option<Claimed>,
+        now: Time,
+    ) {
+        let lane = self
+            .lanes
+            .iter()
+            .find(|(_, rows)| rows.unread.contains_key(&position))
+            .map(|(lane, _)| *lane);
+        let Some(lane) = lane else { return };
+        if !self.counts(claim, lane) {
+            return;
+        }
+        if let Some(rows) = self.lanes.get_mut(&lane) {
+            match &answer {
+                Some(Claimed::Unread(row)) => {
+                    rows.unread.insert(position, row.bytes);
+                    return;
+                }
+                _ => rows.unread.remove(&position),
+            };
+        }
+        if let Some(row) = answer {
+            self.admit(row, now);
+        }
+    }
+
+    /// A row that was known without its content was read again, or is gone.
+    fn refill(&mut self, position: Position, answer: Option<Claimed>, now: Time) {
+        let Some(row) = self.rows.get_mut(&position) else { return };
+        if row.phase != Phase::Queued || row.content.is_some() {
+            return;
+        }
+        match answer {
+            Some(Claimed::Delivery(delivery)) if delivery.message.id() == row.id => {
+                set_state(row, delivery.state, now);
+                self.load(position, delivery);
+            }
+            Some(Claimed::Unread(unread)) => row.set_bytes(unread.bytes),
+            Some(Claimed::Unreadable(unreadable)) if unreadable.id.message == row.id => {
+                set_state(row, unreadable.state, now);
+                row.unreadable = Some(Box::new(unreadable.failure));
+            }
+            _ => self.drop_row(position, now),
+        }
+    }
+
+    fn requeue_reading(&mut self, positions: &[Position], now: Time) {
+        for position in positions {
+            let Some(row) = self.rows.get(position) else { continue };
+            let id = row.key;
+            // Rows of the page may have listed the key as thirsty again.
+            let reads = |key: &Key| matches!(key.place, Place::Reading | Place::Thirsty);
+            if self.keys.get(&id).is_some_and(reads) {
+                self.place(id, now);
+            }
+        }
+        // Rows that went away took their keys with them, or left others at the head.
+    }
+
+    // ---- rows ----------------------------------------------------------------------------------
+
+    /// Takes a row in that nobody knew.
+    fn admit(&mut self, claimed: Claimed, now: Time) {
+        match claimed {
+            Claimed::Delivery(delivery) => self.admit_delivery(delivery, now),
+            Claimed::Unreadable(unreadable) => self.admit_unreadable(*unreadable, now),
+            Claimed::Unread(row) => self.note_unread(&row),
+        }
+    }
+
+    fn admit_delivery(&mut self, delivery: Box<Delivery>, now: Time) {
+        let topic = self.topics.id(delivery.message.topic());
+        let id = delivery.message.id();
+        let key = KeyId::new(topic, delivery.message.key(), id);
+        let (position, lane) = (delivery.position, delivery.lane);
+        let mut row = Row {
+            lane,
+            epoch: self.leases.get(lane).map_or(0, |held| held.epoch),
+            key,
+            topic,
+            id,
+            attempts: 0,
+            revision: 0,
+            held: false,
+            bytes: 0,
+            phase: Phase::Barred,
+            content: None,
+            unreadable: None,
+            parked_until: None,
+            unknown: 0,
+            not_sent: 0,
+            changed_at_claim: 0,
+            added_at: now.saturating_sub(delivery.age),
+        };
+        row.set_bytes(delivery.message.size());
+        set_state(&mut row, delivery.state, now);
+        let blocked = row.held || row.parked_until.is_some();
+        if !blocked && self.keeps_content(key, topic, now) {
+            self.loaded_rows += 1;
+            self.loaded_bytes += row.bytes();
+            row.content = Some(delivery);
+        }
+        self.rows.insert(position, Box::new(row));
+        self.queue_or_bar(position, lane, now);
+    }
+
+    /// The gate of a row that may be taken in, as far as its topic is known.
+    fn key_of(&self, row: &Claimed) -> Option<KeyId> {
+        let Claimed::Delivery(delivery) = row else { return None };
+        let message = &delivery.message;
+        let topic = self.topics.known(message.topic())?;
+        Some(KeyId::new(topic, message.key(), message.id()))
+    }
+
+    fn admit_unreadable(&mut self, unreadable: Unreadable, now: Time) {
+        let topic = self.topics.id(&unreadable.topic);
+        let key = KeyId::new(topic, unreadable.key.as_deref(), unreadable.id.message);
+        let mut row = Row {
+            lane: unreadable.lane,
+            epoch: self.leases.get(unreadable.lane).map_or(0, |held| held.epoch),
+            key,
+            topic,
+            id: unreadable.id.message,
+            attempts: 0,
+            revision: 0,
+            held: false,
+            bytes: 0,
+            phase: Phase::Barred,
+            content: None,
+            unreadable: Some(Box::new(unreadable.failure)),
+            parked_until: None,
+            unknown: 0,
+            not_sent: 0,
+            changed_at_claim: 0,
+            added_at: now.saturating_sub(unreadable.age),
+        };
+        set_state(&mut row, unreadable.state, now);
+        let position = unreadable.id.position;
+        self.rows.insert(position, Box::new(row));
+        self.queue_or_bar(position, unreadable.lane, now);
+    }
+
+    /// Beyond a small buffer, rows behind an outstanding, parked or held one of their key are kept
+    /// as ids only, so that they do not fill the window.
+    fn keeps_content(&self, id: KeyId, topic: TopicId, now: Time) -> bool {
+        if self.topics.get(topic).is_closed() {
+            return false;
+        }
+        let Some(key) = self.keys.get(&id) else { return true };
+        let Some(head) = key.queue.front().and_then(|head| self.rows.get(&head)) else {
+            return true;
+        };
+        let blocked = head.held
+            || head.phase == Phase::Writing
+            || head.parked_until.is_some_and(|until| until > now);
+        // The content of a queue is loaded from its head on, without gaps.
+        let gap = key.queue.back().and_then(|tail| self.rows.get(&tail));
+        let gap = gap.is_some_and(|tail| tail.content.is_none());
+        !blocked && !gap && key.queue.len() < self.settings.key_buffer
+    }
+
+    /// The smallest position of the lane that must be read before anything above it is published.
+    fn barrier(&self, lane: Lane) -> Position {
+        let unread = self.lanes.get(&lane).and_then(|rows| rows.unread.keys().next().copied());
+        let catching_up = self
+            .catch_up
+            .as_ref()
+            .filter(|catch_up| catch_up.lanes.contains(&lane))
+            .map(|catch_up| catch_up.after.next());
+        let fresh = self.fresh_lanes.contains(&lane).then_some(Position::START);
+        [unread, catching_up, fresh].into_iter().flatten().min().unwrap_or(Position(u64::MAX))
+    }
+
+    fn queue_or_bar(&mut self, position: Position, lane: Lane, now: Time) {
+        let has_barrier = self.catch_up.is_some()
+            || !self.fresh_lanes.is_empty()
+            || self.lanes.get(&lane).is_some_and(|rows| !rows.unread.is_empty());
+        let passes = seeded!("unread-rows-bar-nothing");
+        if has_barrier && !passes && position >= self.barrier(lane) {
+            if let Some(rows) = self.lanes.get_mut(&lane) {
+                rows.barred.insert(position);
+            }
+        } else {
+            self.enqueue(position, now);
+        }
+    }
+
+    /// Lets rows pass whose lane is read completely below them.
+    fn lift(&mut self, lane: Lane, now: Time) {
+        if self.lanes.get(&lane).is_none_or(|rows| rows.barred.is_empty()) {
+            return;
+        }
+        let barrier = self.barrier(lane);
+        let Some(rows) = self.lanes.get_mut(&lane) else { return };
+        let rest = rows.barred.split_off(&barrier);
+        let passing = std::mem::replace(&mut rows.barred, rest);
+        for position in passing {
+            self.enqueue(position, now);
+        }
+    }
+
+    fn enqueue(&mut self, position: Position, now: Time) {
+        let Some(row) = self.rows.get_mut(&position) else { return };
+        row.phase = Phase::Queued;
+        let (id, topic, lane) = (row.key, row.topic, row.lane);
+        let cannot_send = self.topics.get(topic).is_congested();
+        let key = self.keys.entry(id).or_insert_with(|| Key::new(topic, lane));
+        key.queue.insert(position);
+        // What was barred has its content, however many of its key there were.
+        let waits = key.blocked || key.place == Place::Stalled && cannot_send;
+        if waits || key.queue.len() > self.settings.key_buffer {
+            self.unload(position);
+        }
+        self.place(id, now);
+    }
+
+    pub(super) fn load(&mut self, position: Position, delivery: Box<Delivery>) {
+        if let Some(row) = self.rows.get_mut(&position)
+            && row.content.is_none()
+        {
+            row.set_bytes(delivery.message.size());
+            self.loaded_rows += 1;
+            self.loaded_bytes += row.bytes();
+            row.content = Some(delivery);
+        }
+    }
+
+    /// Gives up the content of a key's rows beyond the first `keep`.
+    pub(super) fn strip(&mut self, id: KeyId, keep: usize) {
+        let Some(key) = self.keys.get(&id) else { return };
+        let rows: Vec<Position> = key.queue.iter().skip(keep).collect();
+        rows.into_iter().for_each(|position| self.unload(position));
+    }
+
+    /// Gives up the content of a row.
+    pub(super) fn unload(&mut self, position: Position) {
+        if let Some(row) = self.rows.get_mut(&position)
+            && row.content.take().is_some()
+        {
+            self.loaded_rows -= 1;
+            self.loaded_bytes -= row.bytes();
+        }
+    }
+
+    /// Forgets a row: it was settled by somebody, or its lane is not ours any more.
+    pub(super) fn drop_row(&mut self, position: Position, now: Time) {
+        let Some(row) = self.rows.remove(&position) else { return };
+        if row.content.is_some() {
+            self.loaded_rows -= 1;
+            self.loaded_bytes -= row.bytes();
+        }
+        self.watched.remove(&position);
+        if row.phase == Phase::Barred
+            && let Some(lane) = self.lanes.get_mut(&row.lane)
+        {
+            lane.barred.remove(&position);
+        }
+        if let Some(key) = self.keys.get_mut(&row.key) {
+            key.queue.remove(position);
+            self.place(row.key, now);
+        }
+    }
+}
+
+/// Takes over what the store records about a row.
+pub(super) fn set_state(row: &mut Row, state: RowState, now: Time) {
+    (row.attempts, row.revision) = (state.attempts, state.revision);
+    row.held = state.held && !seeded!("hold-forgotten");
+    row.parked_until = (!state.wait.is_zero()).then(|| now + state.wait);
+}
+
+fn lane_of(row: &Claimed) -> Lane {
+    match row {
+        Claimed::Delivery(delivery) => delivery.lane,
+        Claimed::Unread(row) => row.lane,
+        Claimed::Unreadable(row) => row.lane,
+    }
+}
+
+fn content_bytes(row: &Claimed) -> usize {
+    match row {
+        Claimed::Delivery(delivery) => delivery.message.size(),
+        Claimed::Unread(row) => row.bytes,
+        Claimed::Unreadable(_) => 0,
+    }
+}
