@@ -173,6 +173,8 @@ pub struct Machine {
     watch_after: Position,
     scan_at: Time,
     scan_after: Position,
+    /// How many ids a scan may pass.
+    scan_width: u64,
     caught_up: bool,
     full: bool,
 
@@ -259,6 +261,7 @@ impl Machine {
             watch_after: Position::START,
             scan_at: now + settings.scan_every,
             scan_after: Position::START,
+            scan_width: u64::MAX,
             caught_up: false,
             full: false,
             rows: Map::default(),

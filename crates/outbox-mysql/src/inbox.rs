@@ -1,5 +1,6 @@
 //! The consumer's half: each message takes effect once.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use outbox_core::message::MessageId;
@@ -8,6 +9,8 @@ use sqlx::{AssertSqlSafe, MySqlConnection, SqlSafeStr, SqlStr};
 
 use crate::error::store_error;
 use crate::schema::MySqlSchema;
+use crate::tables::Tables;
+use crate::text::{self, Hex, LIST, List, run};
 use crate::writer::require_transaction;
 
 /// Records which messages a consumer has accepted, in the transaction of their effects.
@@ -31,7 +34,7 @@ use crate::writer::require_transaction;
 pub struct MySqlInbox {
     consumer: String,
     accept: SqlStr,
-    purge: SqlStr,
+    tables: Tables,
 }
 
 impl MySqlInbox {
@@ -57,17 +60,7 @@ impl MySqlInbox {
             "INSERT IGNORE INTO {inbox} (consumer, message_id, accepted_at) \
              VALUES (?, ?, UTC_TIMESTAMP(6))"
         ));
-        // Nothing is left to what a server thinks of the table: where it took it for empty, it read
-        // all of it, and locked what consumers are about to accept.
-        let purge = AssertSqlSafe(format!(
-            "DELETE i FROM (\
-               SELECT consumer, message_id, accepted_at FROM {inbox} \
-               FORCE INDEX ({inbox}_accepted) ORDER BY accepted_at LIMIT ?) oldest \
-             STRAIGHT_JOIN {inbox} i FORCE INDEX (PRIMARY) \
-             ON i.consumer = oldest.consumer AND i.message_id = oldest.message_id \
-             WHERE oldest.accepted_at < UTC_TIMESTAMP(6) - INTERVAL ? MICROSECOND"
-        ));
-        Ok(Self { consumer, accept: accept.into_sql_str(), purge: purge.into_sql_str() })
+        Ok(Self { consumer, accept: accept.into_sql_str(), tables: schema.tables().clone() })
     }
 
     /// Records that this consumer accepts the message, and tells whether it is the first time.
@@ -119,14 +112,45 @@ impl MySqlInbox {
         // Longer than what a DATETIME can go back is as long as that.
         const MILLENNIUM: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
         let age = u64::try_from(older_than.min(MILLENNIUM).as_micros()).unwrap_or(u64::MAX);
-        let done = sqlx::query(self.purge.clone())
-            .bind(limit)
-            .bind(age)
-            .execute(connection)
-            .await
-            .map_err(store_error)?;
-        Ok(done.rows_affected())
+        let answers = run(connection, oldest(&self.tables, age, limit)).await?;
+        let mut old: BTreeMap<Vec<u8>, Vec<[u8; 16]>> = BTreeMap::new();
+        for row in answers.iter().flat_map(|answer| &answer.rows) {
+            let consumer = text::bytes(row, 0)?.unwrap_or_default().to_vec();
+            old.entry(consumer).or_default().push(text::id(row, 1)?);
+        }
+        let mut purged = 0;
+        for (consumer, ids) in old {
+            for ids in ids.chunks(LIST) {
+                let answers = run(connection, delete(&self.tables, &consumer, ids, age)).await?;
+                purged += answers.first().map_or(0, |answer| answer.affected);
+            }
+        }
+        Ok(purged)
     }
+}
+
+/// Reads which records are old, without a lock: a DELETE that looked for them itself would lock what
+/// consumers are about to accept, and where a server takes the table for empty all of it.
+fn oldest(tables: &Tables, age: u64, limit: u32) -> String {
+    let inbox = &tables.inbox;
+    format!(
+        "SELECT consumer, message_id FROM (\
+           SELECT consumer, message_id, accepted_at FROM {inbox} FORCE INDEX ({inbox}_accepted) \
+           ORDER BY accepted_at LIMIT {limit}) oldest \
+         WHERE accepted_at < UTC_TIMESTAMP(6) - INTERVAL {age} MICROSECOND"
+    )
+}
+
+/// Only what is still old: what somebody else purged meanwhile may have been accepted anew.
+fn delete(tables: &Tables, consumer: &[u8], ids: &[[u8; 16]], age: u64) -> String {
+    format!(
+        "DELETE i FROM {} i FORCE INDEX (PRIMARY) \
+         WHERE i.consumer = {} AND i.message_id IN ({}) \
+           AND i.accepted_at < UTC_TIMESTAMP(6) - INTERVAL {age} MICROSECOND",
+        tables.inbox,
+        Hex(consumer),
+        List(ids.iter().map(|id| Hex(id))),
+    )
 }
 
 #[cfg(test)]

@@ -181,9 +181,13 @@ impl Store for MySqlStore {
 
     async fn purge(&self, request: Purge) -> Result<u64, StoreError> {
         let mut unit = self.0.rest.begin().await?;
-        let answers = unit.run(purge::packet(self.tables(), request)).await?;
+        let old = purge::read(&unit.run(purge::oldest(self.tables(), request)).await?)?;
+        let answers = match old.is_empty() {
+            true => Vec::new(),
+            false => unit.run(purge::delete(self.tables(), request, &old)).await?,
+        };
         unit.finish();
-        Ok(answers.first().map_or(0, |answer| answer.affected))
+        Ok(answers.iter().map(|answer| answer.affected).sum())
     }
 
     async fn backlog(&self) -> Result<Backlog, StoreError> {

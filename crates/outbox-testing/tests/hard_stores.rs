@@ -1,4 +1,5 @@
-//! Stores that are neither down nor well: one behind a slow line, and one that refuses to record failures.
+//! Stores that are neither down nor well: one behind a slow line, one that passes what it has deleted
+//! slowly, and one that refuses to record failures.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -6,10 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use outbox_core::broker::PublishErrorKind;
 use outbox_core::store::{
-    Backlog, Claim, ClaimReply, Claimed, KeepLeases, Purge, Release, Settle, Settled, Standing,
-    StoreError, StoreErrorKind, StoreProfile,
+    Backlog, Claim, ClaimReply, Claimed, KeepLeases, Page, Purge, Release, Settle, Settled,
+    Standing, StoreError, StoreErrorKind, StoreProfile,
 };
-use outbox_core::{Dispatcher, Message, Store};
+use outbox_core::{Dispatcher, Message, Position, Store};
 use outbox_testing::{MemoryBroker, MemoryStore};
 use tokio::time::{sleep, timeout};
 
@@ -17,7 +18,15 @@ use tokio::time::{sleep, timeout};
 struct Hard {
     store: MemoryStore,
     bytes_per_second: u32,
+    /// How quickly it passes ids of rows that were deleted, where it is told how far to read.
+    ids_per_second: u32,
     records_failures: bool,
+}
+
+impl Hard {
+    fn new(store: MemoryStore) -> Self {
+        Self { store, bytes_per_second: u32::MAX, ids_per_second: u32::MAX, records_failures: true }
+    }
 }
 
 #[async_trait]
@@ -38,6 +47,10 @@ impl Store for Hard {
         };
         let bytes: usize = reply.rows.iter().map(size).sum();
         sleep(Duration::from_secs(bytes as u64) / self.bytes_per_second).await;
+        let bounded = |page: &&Page<'_>| page.through < Position(u64::MAX);
+        let pages = [request.page.as_ref().filter(bounded), request.scan.as_ref()];
+        let ids: u64 = pages.into_iter().flatten().map(|page| page.through.0 - page.after.0).sum();
+        sleep(Duration::from_secs(ids) / self.ids_per_second).await;
         Ok(reply)
     }
 
@@ -75,18 +88,67 @@ async fn claims_that_take_too_long_become_smaller_until_they_do_not() {
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
     commit(&store, (0..4_000).map(|key| (key.to_string(), "x".repeat(4_000)))).await;
     // By default a statement may take 5 s, in which some 1,200 of them come.
-    let slow = Hard { store, bytes_per_second: 1_000_000, records_failures: true };
+    let slow = Hard { bytes_per_second: 1_000_000, ..Hard::new(store) };
     let dispatcher = Dispatcher::builder(slow, broker).build().unwrap();
     let run = timeout(Duration::from_secs(300), dispatcher.run_until_empty());
     assert_eq!(run.await.expect("it ends").unwrap().delivered, 4_000);
+}
+
+/// A store that takes 10 s to pass what was delivered before: an old snapshot keeps it there.
+async fn with_dead_rows(broker: &MemoryBroker) -> (MemoryStore, impl Fn() -> Hard) {
+    let store = MemoryStore::new();
+    commit(&store, (0..20_000).map(|key| (key.to_string(), "p".to_owned()))).await;
+    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+    dispatcher.run_until_empty().await.unwrap();
+    let hard = {
+        let store = store.clone();
+        move || Hard { ids_per_second: 2_000, ..Hard::new(store.clone()) }
+    };
+    (store, hard)
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleted_rows_that_are_passed_slowly_do_not_stop_the_relay_that_scans() {
+    let broker = MemoryBroker::new();
+    let (store, hard) = with_dead_rows(&broker).await;
+    let dispatcher = Dispatcher::builder(hard(), broker.clone()).build().unwrap();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    for second in 0..600 {
+        commit(&store, std::iter::once((second.to_string(), "p".to_owned()))).await;
+        sleep(Duration::from_secs(1)).await;
+        assert!(store.pending().len() <= 8, "{} after {second} s", store.pending().len());
+    }
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleted_rows_that_are_passed_slowly_do_not_stop_lanes_that_catch_up() {
+    let broker = MemoryBroker::new();
+    let (store, hard) = with_dead_rows(&broker).await;
+    let start = || {
+        let dispatcher = Dispatcher::builder(hard(), broker.clone()).build().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(dispatcher.run(async { _ = stopped.await }));
+        (stop, running)
+    };
+    let (first, second) = (start(), start());
+    sleep(Duration::from_secs(20)).await;
+    // Both have lanes and have read something; then one of them gets the lanes of the other one.
+    commit(&store, (0..100).map(|key| (key.to_string(), "p".to_owned()))).await;
+    sleep(Duration::from_secs(20)).await;
+    _ = first.0.send(());
+    first.1.await.unwrap().unwrap();
+    commit(&store, (0..100).map(|key| (key.to_string(), "p".to_owned()))).await;
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(store.pending().len(), 0);
+    second.1.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_that_the_store_refuses_to_record_holds_back_its_own_key_and_no_other() {
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
     broker.fail_when(|d| d.message.key() == Some(b"bad"), PublishErrorKind::Rejected);
-    let denying =
-        Hard { store: store.clone(), bytes_per_second: u32::MAX, records_failures: false };
+    let denying = Hard { records_failures: false, ..Hard::new(store.clone()) };
     let dispatcher = Dispatcher::builder(denying, broker.clone()).rows_in_flight(20).build();
     let running = tokio::spawn(dispatcher.unwrap().run(std::future::pending()));
     commit(&store, std::iter::once(("bad".to_owned(), "p".to_owned()))).await;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ahead::AHEAD;
+use super::claiming::NARROWEST;
 use super::keys::{Key, KeyId, Place};
 use super::{Claiming, Machine, PageOrder, Phase, Row, Time, TopicId};
 use crate::delivery::{Delivery, Lane, Position, RowState};
@@ -12,6 +13,10 @@ use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watch
 
 /// So often claims are halved that take too long.
 const MOST_HALVINGS: u32 = 10;
+/// A scan that takes too long passes so much less next time.
+const SCAN_SHRINKS: u64 = 16;
+/// Scans take one part in so many of the relay's time.
+const SCAN_SHARE: u32 = 100;
 
 impl Machine {
     pub(super) fn claimed(&mut self, result: Result<ClaimReply, StoreErrorKind>, now: Time) {
@@ -27,8 +32,14 @@ impl Machine {
                 self.requeue_reading(&claim.order.fetch, now);
                 self.recheck.extend(&claim.order.watch);
                 // What took too long may have been too much.
-                if now.saturating_sub(claim.sent) > self.settings.statement_deadline / 2 {
+                let took = now.saturating_sub(claim.sent);
+                if took > self.settings.statement_deadline / 2 {
                     self.smaller = (self.smaller + 1).min(MOST_HALVINGS);
+                    if let Some(scan) = &claim.order.scan {
+                        let width = scan.through.0.saturating_sub(scan.after.0);
+                        self.scan_width = (width / SCAN_SHRINKS).max(NARROWEST);
+                        self.scan_at = self.scan_at.max(now + took * SCAN_SHARE);
+                    }
                 }
                 let wait = self.settings.poll_longest.mul_f64(1.0 + self.chance());
                 self.pace.back_off(wait, now);
@@ -137,11 +148,13 @@ impl Machine {
 
     fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {
         let Some(scan) = &claim.order.scan else { return };
-        // At most one per cent of the relay's time.
         let took = now.saturating_sub(claim.sent);
-        self.scan_at = self.scan_at.max(now + took * 100);
+        self.scan_at = self.scan_at.max(now + took * SCAN_SHARE);
+        let cut = scan.through.0.saturating_sub(scan.after.0) == self.scan_width;
+        self.scan_width = self.scan_width.saturating_mul(2);
         self.scan_after = match reply.scanned.last() {
             Some(last) if reply.scanned.len() >= scan.rows => last.position,
+            _ if cut => scan.through,
             _ => Position::START,
         };
         for row in &reply.scanned {
@@ -204,7 +217,7 @@ impl Machine {
         }
         if page.catch_up {
             if let Some(catch_up) = &mut self.catch_up {
-                let reached = if end { catch_up.through } else { covered };
+                let reached = if end { page.through } else { covered };
                 catch_up.after = catch_up.after.max(reached);
                 if catch_up.after >= catch_up.through {
                     self.catch_up = None;

@@ -18,6 +18,8 @@ const WATCH_ROWS: usize = 500;
 const PROBE_ROWS: usize = 100;
 /// Rows of one step of the slow full sweep.
 const SCAN_ROWS: usize = 1_000;
+/// However long claims take, so many ids are passed by one.
+pub(super) const NARROWEST: u64 = 1_000;
 /// However full the window is, rows that bar others or head their key may be read up to this in one
 /// claim, and up to a reserve in all: so many rows, and this share of the window's bytes.
 const RESERVE_ROWS: usize = 64;
@@ -335,7 +337,7 @@ impl Machine {
             Some(catch_up) if self.turn || full || self.is_waiting_for_rows() => PageOrder {
                 lanes: catch_up.lanes.clone(),
                 after: catch_up.after,
-                through: catch_up.through,
+                through: self.catch_up_through(catch_up),
                 rows,
                 catch_up: true,
             },
@@ -429,9 +431,21 @@ impl Machine {
         order.scan = Some(PageOrder {
             lanes: order.lanes.clone(),
             after: self.scan_after,
-            through: self.horizon.position(),
+            through: self.horizon.position().min(plus(self.scan_after, self.scan_width)),
             rows: SCAN_ROWS,
             catch_up: false,
         });
     }
+
+    /// How far a page of a catch-up may go. However few rows are asked for, rows that were deleted
+    /// and that the store has not removed yet are passed without end.
+    fn catch_up_through(&self, catch_up: &CatchUp) -> Position {
+        let left = catch_up.through.0.saturating_sub(catch_up.after.0);
+        let width = (left >> self.smaller).max(NARROWEST);
+        catch_up.through.min(plus(catch_up.after, width))
+    }
+}
+
+fn plus(position: Position, width: u64) -> Position {
+    Position(position.0.saturating_add(width))
 }

@@ -41,7 +41,7 @@ impl Machine {
         write!(text, "{:?}{:?}{:?}{}", self.horizon, self.pace, self.claiming, self.claims)?;
         write!(text, "{:?}{:?}{:?}", self.claim_failing, self.fresh_lanes, self.catch_up)?;
         write!(text, "{:?}{:?}{}", self.recheck, self.watch_after, self.typical_bytes)?;
-        write!(text, "{} {}", self.smaller, self.given_up)?;
+        write!(text, "{} {} {}", self.smaller, self.scan_width, self.given_up)?;
         sorted(text, &self.lanes)?;
         sorted(text, &self.rows)?;
         sorted(text, &self.keys)?;

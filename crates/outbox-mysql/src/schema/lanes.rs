@@ -21,10 +21,11 @@ const OWNER: Hex<'static> = Hex(b"change-of-lanes!");
 const FOREVER: &str = "'9999-12-31 00:00:00'";
 
 /// An ALTER waits for open transactions for a second only: statements of the application queue
-/// behind it meanwhile.
-const SHORT_WAIT: &str =
-    "SET @outbox_wait = @@SESSION.lock_wait_timeout; SET SESSION lock_wait_timeout = 1";
-const FORMER_WAIT: &str = "SET SESSION lock_wait_timeout = @outbox_wait";
+/// behind it meanwhile. And all rows may be changed.
+const SETTINGS: &str = "SET @outbox_wait = @@SESSION.lock_wait_timeout, @outbox_safe = @@SESSION.sql_safe_updates; \
+     SET SESSION lock_wait_timeout = 1, sql_safe_updates = 0";
+const FORMER_SETTINGS: &str =
+    "SET SESSION lock_wait_timeout = @outbox_wait, sql_safe_updates = @outbox_safe";
 
 /// For how long an ALTER, or the move of the rows, is tried again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -61,9 +62,13 @@ impl MySqlSchema {
     ) -> Result<(), StoreError> {
         let lanes = super::lane_count(lanes)?;
         self.lock(connection).await?;
-        run(connection, SHORT_WAIT.to_owned()).await?;
+        run(connection, SETTINGS.to_owned()).await?;
         let changed = self.change_locked(connection, lanes).await;
-        run(connection, FORMER_WAIT.to_owned()).await?;
+        if changed.is_err() {
+            // An error inside a packet leaves its transaction open, and it locks all lanes.
+            run(connection, "ROLLBACK".to_owned()).await?;
+        }
+        run(connection, FORMER_SETTINGS.to_owned()).await?;
         self.unlock(connection).await?;
         changed
     }

@@ -20,7 +20,7 @@ pub(super) fn packet(tables: &Tables) -> String {
          FROM (SELECT o.created_at, o.held_at IS NOT NULL OR EXISTS (\
              SELECT 1 FROM {held} h STRAIGHT_JOIN {outbox} b FORCE INDEX (PRIMARY) ON {there} \
              WHERE h.topic = o.topic AND h.message_key = o.message_key\
-           ) AS blocked FROM {outbox} o ORDER BY o.id LIMIT {more}) oldest;\
+           ) AS blocked FROM {outbox} o FORCE INDEX (PRIMARY) ORDER BY o.id LIMIT {more}) oldest;\
          SELECT COUNT(*) FROM (\
            SELECT 1 FROM {held} h STRAIGHT_JOIN {outbox} b FORCE INDEX (PRIMARY) ON {there} LIMIT {COUNTED}) held;\
          SELECT COUNT(*) FROM (SELECT 1 FROM {dead} LIMIT {COUNTED}) dead",

@@ -52,8 +52,6 @@ impl Plan {
         }
         for condition in conditions(claim.open) {
             plan.add(Part::Set, OPEN_LOOK);
-            // For ids alone MySQL would rather read the whole index, where it takes the table for
-            // nearly empty. So a lane is asked for, which is in no index.
             let look = format!("SELECT id, lane FROM {} WHERE {condition}", by_id(tables));
             plan.add(Part::Open, &look);
         }
@@ -131,7 +129,8 @@ fn page_sql(tables: &Tables, all_lanes: u16, page: &Page<'_>, bytes: usize) -> S
 }
 
 /// The outbox, read by its primary key. Where few rows are left servers would rather read the whole
-/// table, with all that was deleted and not yet purged.
+/// table, with all that was deleted and not yet purged. For ids alone MySQL reads the whole index even
+/// so: whoever wants ids asks for the lane as well, which is in no index.
 fn by_id(tables: &Tables) -> String {
     format!("{} o FORCE INDEX (PRIMARY)", tables.outbox)
 }
@@ -151,7 +150,8 @@ fn scan_sql(tables: &Tables, page: &Page<'_>) -> String {
 /// The end of the index, read downwards, and not below what was passed: there, rows that were
 /// deleted and not yet purged may lie by the million.
 fn newest_sql(tables: &Tables, above: Position) -> String {
-    format!("SELECT o.id FROM {} WHERE o.id > {above} ORDER BY o.id DESC LIMIT 1", by_id(tables))
+    let condition = format!("o.id > {above} ORDER BY o.id DESC LIMIT 1");
+    format!("SELECT o.id, o.lane FROM {} WHERE {condition}", by_id(tables))
 }
 
 /// An `IN` list must not be empty; no row is in the lane that a SMALLINT cannot hold.

@@ -45,7 +45,11 @@ pub(super) fn packets(tables: &Tables, settle: &Settle<'_>) -> Vec<Packet> {
         };
         Packet { text, decisive: Vec::new() }
     });
-    let failed = settle.failed.chunks(FAILURES).map(|rows| fail(tables, rows));
+    // Each locks its lane: in one order, and where one must lock it alone that one first, so that
+    // neither the renewal of leases nor another settle holds what it waits for.
+    let mut failed: Vec<&Failed> = settle.failed.iter().collect();
+    failed.sort_by_key(|row| (row.lease.lane, !matches!(row.settlement, Settlement::Dead)));
+    let failed = failed.chunks(FAILURES).map(|rows| fail(tables, rows));
     delivered.chain(failed).collect()
 }
 
@@ -160,7 +164,7 @@ fn receipt(row: &Delivered) -> String {
     format!("[{},{partition},{offset}]", row.id.position)
 }
 
-fn fail(tables: &Tables, rows: &[Failed]) -> Packet {
+fn fail(tables: &Tables, rows: &[&Failed]) -> Packet {
     let mut packet = Packet { text: "BEGIN;".to_owned(), decisive: Vec::new() };
     let mut statements = 1;
     for row in rows {

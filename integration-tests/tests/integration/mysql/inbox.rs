@@ -114,4 +114,61 @@ on_both! {
         assert_eq!(again, 3, "what was purged is new again");
         Ok(())
     }
+
+    async fn a_purge_waits_for_no_consumer_and_keeps_nobody_waiting(lab: Lab) -> Result<()> {
+        let inbox = MySqlInbox::new(&lab.schema, "billing")?;
+        let mut old = lab.connect().await?;
+        let mut tx = old.begin().await?;
+        for _ in 0..10 {
+            inbox.accept(&mut tx, MessageId::generate()).await?;
+        }
+        tx.commit().await?;
+        run(&mut old, "UPDATE outbox_inbox SET accepted_at = accepted_at - INTERVAL 1 HOUR").await?;
+        // A consumer is at work; another one accepts while records are purged.
+        let (mut one, mut two) = (lab.connect().await?, lab.connect().await?);
+        let mut tx = one.begin().await?;
+        assert!(inbox.accept(&mut tx, MessageId::generate()).await?);
+        let mut purging = lab.connect().await?;
+        // Of an application that protects itself from statements without a key.
+        run(&mut purging, "SET sql_safe_updates = 1").await?;
+        let purge = inbox.purge(&mut purging, Duration::from_secs(1_800), 1_000);
+        let purged = tokio::time::timeout(Duration::from_secs(5), purge).await.context("it waits")?;
+        assert_eq!(purged?, 10);
+        let mut other = two.begin().await?;
+        let accept = inbox.accept(&mut other, MessageId::generate());
+        assert!(tokio::time::timeout(Duration::from_secs(5), accept).await.context("it waits")??);
+        Ok(())
+    }
+
+    async fn purges_side_by_side_do_not_fail(lab: Lab) -> Result<()> {
+        let mut root = lab.connect().await?;
+        let (mut purged, rounds) = (0, 5);
+        for _ in 0..rounds {
+            run(&mut root, "INSERT INTO outbox_inbox (consumer, message_id, accepted_at) \
+                 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) \
+                 SELECT IF(i MOD 2, 'mail', 'post'), UNHEX(REPLACE(UUID(), '-', '')), \
+                   UTC_TIMESTAMP(6) - INTERVAL i + 3600 SECOND FROM n").await?;
+            let mut tasks = tokio::task::JoinSet::new();
+            for _ in 0..3 {
+                let inbox = MySqlInbox::new(&lab.schema, "mail")?;
+                let mut connection = lab.connect().await?;
+                tasks.spawn(async move {
+                    let mut purged = 0;
+                    loop {
+                        let some = inbox.purge(&mut connection, Duration::from_secs(60), 100).await?;
+                        purged += some;
+                        if some == 0 {
+                            return anyhow::Ok(purged);
+                        }
+                    }
+                });
+            }
+            while let Some(done) = tasks.join_next().await {
+                purged += done??;
+            }
+        }
+        let left = number(&mut root, "SELECT COUNT(*) FROM outbox_inbox").await?;
+        assert_eq!((purged, left), (rounds * 900, 0));
+        Ok(())
+    }
 }

@@ -141,4 +141,29 @@ on_both! {
         assert_eq!(lab.store.open().await?.lanes.get(), 4);
         Ok(())
     }
+
+    async fn a_change_that_fails_leaves_no_lock_behind(lab: Lab) -> Result<()> {
+        let (worker, lease) = lab.take(Lane(0)).await?;
+        let mut connection = lab.connect().await?;
+        let before: i64 = number(&mut connection, "SELECT CAST(@@lock_wait_timeout AS SIGNED)").await?;
+        // It fails within its first transaction, which has locked the lanes by then.
+        run(&mut connection, "ALTER TABLE outbox_meta ADD CHECK (lanes IS NOT NULL)").await?;
+        lab.schema.change_lanes(&mut connection, 7).await.expect_err("the table forbids it");
+        let renew = [lease];
+        let keep = lab.store.keep_leases(KeepLeases::new(worker, TTL).renew(&renew));
+        tokio::time::timeout(Duration::from_secs(2), keep).await.context("it waits")??;
+        let after = "SELECT CAST(@@lock_wait_timeout AS SIGNED)";
+        assert_eq!(number(&mut connection, after).await?, before);
+        Ok(())
+    }
+
+    async fn lanes_change_in_a_session_that_is_safe_from_updates(lab: Lab) -> Result<()> {
+        lab.add((0..20).map(|n| message(&n.to_string())).collect()).await?;
+        let mut connection = lab.connect().await?;
+        run(&mut connection, "SET sql_safe_updates = 1").await?;
+        lab.schema.change_lanes(&mut connection, 7).await?;
+        assert_eq!(number(&mut connection, "SELECT @@sql_safe_updates").await?, 1);
+        assert_eq!(strays(&lab, 7).await?, 0);
+        Ok(())
+    }
 }

@@ -131,6 +131,8 @@ async fn claims_are_bounded(counted: &mut Counted) -> Result<Vec<Delivery>> {
         .bounded("newest", 1, async {
             let newest = store.claim(Claim::new(1).newest(Some(Position(1)))).await?.newest;
             assert!(newest.is_some_and(|newest| newest.0 >= ROWS));
+            let above = Some(Position(10 * ROWS));
+            assert_eq!(store.claim(Claim::new(1).newest(above)).await?.newest, None);
             Ok(())
         })
         .await?;
@@ -311,9 +313,19 @@ async fn statements_do_not_go_by_what_the_server_thinks_of_a_table(engine: Engin
         take_for_empty(&counted.lab, taken).await?;
         let what = |what: &str| format!("{what}, {taken:?} taken for empty");
 
-        claims_are_bounded(&mut counted).await.with_context(|| what("claims"))?;
+        let rows = claims_are_bounded(&mut counted).await.with_context(|| what("claims"))?;
+        let delivered: Vec<_> =
+            rows.iter().map(|row| Delivered::new(id_of(row), Receipt::default())).collect();
+        for (archive, some) in [false, true].into_iter().zip(delivered.chunks(LIST / 2)) {
+            counted
+                .bounded(&what("settle"), LIST as u64 / 2, async {
+                    store.settle(Settle::new(some, &[]).archive(archive)).await?;
+                    Ok(())
+                })
+                .await?;
+        }
         let before = counted.reads().await?;
-        assert_eq!(store.backlog().await?.held, backlog.held);
+        assert_eq!(store.backlog().await?.held, backlog.held - LIST as u64);
         let now = counted.reads().await? - before;
         assert!(now <= cost + cost / 4 + BESIDES, "{}: {now} rows, {cost} before", what("backlog"));
         let mut letters = Vec::new();

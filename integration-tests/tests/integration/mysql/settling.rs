@@ -247,3 +247,65 @@ async fn row_text(lab: &Lab) -> Result<String> {
                (SELECT COUNT(*) FROM outbox_dead)) FROM outbox";
     Ok(sqlx::query_scalar(sql).fetch_one(&mut lab.connect().await?).await?)
 }
+
+on_both! {
+    async fn failures_are_recorded_beside_others_and_beside_renewals(lab: Lab) -> Result<()> {
+        lab.add((0..400).map(|n| message(&n.to_string())).collect()).await?;
+        let rows = deliveries(lab.page().await?);
+        let worker = WorkerId::generate();
+        let request = KeepLeases::new(worker, TTL);
+        let standing = lab.store.keep_leases(request).await?;
+        let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
+        let standing = lab.store.keep_leases(request.take(&take)).await?;
+        let leases: Vec<_> = standing.lanes.iter().map(|l| Lease::new(l.lane, l.epoch)).collect();
+        let failures: Vec<_> = rows
+            .iter()
+            .enumerate()
+            .map(|(n, row)| {
+                let settlement = match n % 3 {
+                    0 => Settlement::Retry(TTL),
+                    1 => Settlement::Held,
+                    _ => Settlement::Dead,
+                };
+                failed(row, leases[usize::from(row.lane.0)], settlement)
+            })
+            .collect();
+        let renewals = async {
+            for _ in 0..100 {
+                lab.store.keep_leases(request.renew(&leases)).await?;
+            }
+            Ok(())
+        };
+        let (one, two) = failures.split_at(200);
+        let store = &lab.store;
+        let settle = |some| async move {
+            let settled = store.settle(Settle::new(&[], some)).await?;
+            anyhow::ensure!(settled.refused.is_empty(), "refused");
+            Ok(())
+        };
+        tokio::try_join!(settle(one), settle(two), renewals)?;
+        Ok(())
+    }
+
+    async fn purges_of_the_archive_side_by_side_do_not_fail(lab: Lab) -> Result<()> {
+        let mut root = lab.connect().await?;
+        run(&mut root, "INSERT INTO outbox_delivered (outbox_id, message_id, topic, created_at, \
+               attempts, delivered_at) \
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) \
+             SELECT i, UNHEX(REPLACE(UUID(), '-', '')), 't', UTC_TIMESTAMP(6), 1, \
+               UTC_TIMESTAMP(6) - INTERVAL 1 HOUR FROM n").await?;
+        let purge = || async {
+            let mut purged = 0;
+            loop {
+                let some = lab.store.purge(Purge::new(Duration::from_secs(60), 100)).await?;
+                purged += some;
+                if some == 0 {
+                    return anyhow::Ok(purged);
+                }
+            }
+        };
+        let (one, two, three) = tokio::try_join!(purge(), purge(), purge())?;
+        assert_eq!(one + two + three, 900);
+        Ok(())
+    }
+}
