@@ -462,7 +462,8 @@ pub struct ClaimReply {
     pub open: Vec<Position>,
     /// The state of the watched rows that exist.
     pub watched: Vec<Watched>,
-    /// The scanned rows, ascending; fewer than asked for means that there are no more.
+    /// The scanned rows, ascending; fewer than asked for means that there are no more up to the
+    /// bound.
     pub scanned: Vec<Swept>,
     /// Which server answered, as in [`Standing::server`].
     pub server: u64,

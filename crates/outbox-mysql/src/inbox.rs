@@ -13,6 +13,9 @@ use crate::tables::Tables;
 use crate::text::{self, Hex, LIST, List, run};
 use crate::writer::require_transaction;
 
+/// Records that a purge reads at once.
+const STEP: u64 = 10_000;
+
 /// Records which messages a consumer has accepted, in the transaction of their effects.
 ///
 /// A message may be delivered more than once, always under the same id (`outbox-id` in Kafka).
@@ -112,26 +115,35 @@ impl MySqlInbox {
         // Longer than what a DATETIME can go back is as long as that.
         const MILLENNIUM: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
         let age = u64::try_from(older_than.min(MILLENNIUM).as_micros()).unwrap_or(u64::MAX);
-        let answers = run(connection, oldest(&self.tables, age, limit)).await?;
-        let mut old: BTreeMap<Vec<u8>, Vec<[u8; 16]>> = BTreeMap::new();
-        for row in answers.iter().flat_map(|answer| &answer.rows) {
-            let consumer = text::bytes(row, 0)?.unwrap_or_default().to_vec();
-            old.entry(consumer).or_default().push(text::id(row, 1)?);
-        }
         let mut purged = 0;
-        for (consumer, ids) in old {
-            for ids in ids.chunks(LIST) {
-                let answers = run(connection, delete(&self.tables, &consumer, ids, age)).await?;
-                purged += answers.first().map_or(0, |answer| answer.affected);
+        loop {
+            let step = u64::from(limit).saturating_sub(purged).min(STEP);
+            let answers = run(connection, oldest(&self.tables, age, step)).await?;
+            let mut old: BTreeMap<Vec<u8>, Vec<[u8; 16]>> = BTreeMap::new();
+            let mut found = 0;
+            for row in answers.iter().flat_map(|answer| &answer.rows) {
+                let consumer = text::bytes(row, 0)?.unwrap_or_default().to_vec();
+                old.entry(consumer).or_default().push(text::id(row, 1)?);
+                found += 1;
+            }
+            for (consumer, ids) in old {
+                for ids in ids.chunks(LIST) {
+                    let delete = delete(&self.tables, &consumer, ids, age);
+                    let answers = run(connection, delete).await?;
+                    purged += answers.first().map_or(0, |answer| answer.affected);
+                }
+            }
+            // What somebody else purged meanwhile is not counted, and is not the end.
+            if found < step || purged >= u64::from(limit) {
+                return Ok(purged);
             }
         }
-        Ok(purged)
     }
 }
 
 /// Reads which records are old, without a lock: a DELETE that looked for them itself would lock what
 /// consumers are about to accept, and where a server takes the table for empty all of it.
-fn oldest(tables: &Tables, age: u64, limit: u32) -> String {
+fn oldest(tables: &Tables, age: u64, limit: u64) -> String {
     let inbox = &tables.inbox;
     format!(
         "SELECT consumer, message_id FROM (\

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::ahead::AHEAD;
-use super::claiming::NARROWEST;
 use super::keys::{Key, KeyId, Place};
 use super::{Claiming, Machine, PageOrder, Phase, Row, Time, TopicId};
 use crate::delivery::{Delivery, Lane, Position, RowState};
@@ -13,8 +12,10 @@ use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watch
 
 /// So often claims are halved that take too long.
 const MOST_HALVINGS: u32 = 10;
-/// A scan that takes too long passes so much less next time.
-const SCAN_SHRINKS: u64 = 16;
+/// A scan or a catch-up that takes too long passes so much less next time, and twice as much each time
+/// that it is quick; so many ids at least.
+const SHRINKS: u64 = 16;
+const NARROWEST: u64 = 1_000;
 /// Scans take one part in so many of the relay's time.
 const SCAN_SHARE: u32 = 100;
 
@@ -35,10 +36,18 @@ impl Machine {
                 let took = now.saturating_sub(claim.sent);
                 if took > self.settings.statement_deadline / 2 {
                     self.smaller = (self.smaller + 1).min(MOST_HALVINGS);
+                    let less = |page: &PageOrder| {
+                        let width = page.through.0.saturating_sub(page.after.0);
+                        (width / SHRINKS).max(NARROWEST)
+                    };
                     if let Some(scan) = &claim.order.scan {
-                        let width = scan.through.0.saturating_sub(scan.after.0);
-                        self.scan_width = (width / SCAN_SHRINKS).max(NARROWEST);
+                        self.scan_width = less(scan);
                         self.scan_at = self.scan_at.max(now + took * SCAN_SHARE);
+                    }
+                    if let (Some(page), Some(catch_up)) = (&claim.order.page, &mut self.catch_up)
+                        && page.catch_up
+                    {
+                        catch_up.width = less(page);
                     }
                 }
                 let wait = self.settings.poll_longest.mul_f64(1.0 + self.chance());
@@ -151,7 +160,9 @@ impl Machine {
         let took = now.saturating_sub(claim.sent);
         self.scan_at = self.scan_at.max(now + took * SCAN_SHARE);
         let cut = scan.through.0.saturating_sub(scan.after.0) == self.scan_width;
-        self.scan_width = self.scan_width.saturating_mul(2);
+        if took < self.settings.statement_deadline / 4 {
+            self.scan_width = self.scan_width.saturating_mul(2);
+        }
         self.scan_after = match reply.scanned.last() {
             Some(last) if reply.scanned.len() >= scan.rows => last.position,
             _ if cut => scan.through,
@@ -183,6 +194,11 @@ impl Machine {
         // The page: first what it saw, so that its rows meet the barriers of this very claim.
         if let Some(page) = &order.page {
             let stale = !page.catch_up && page.after != self.horizon.position();
+            if let Some(catch_up) = self.catch_up.as_mut().filter(|_| page.catch_up)
+                && now.saturating_sub(claim.sent) < self.settings.statement_deadline / 4
+            {
+                catch_up.width = catch_up.width.saturating_mul(2);
+            }
             if !stale {
                 let count = page_rows.len();
                 self.take_in_page(page, &page_rows, &reply.passed, reply.covered, reply.end, now);

@@ -18,8 +18,6 @@ const WATCH_ROWS: usize = 500;
 const PROBE_ROWS: usize = 100;
 /// Rows of one step of the slow full sweep.
 const SCAN_ROWS: usize = 1_000;
-/// However long claims take, so many ids are passed by one.
-pub(super) const NARROWEST: u64 = 1_000;
 /// However full the window is, rows that bar others or head their key may be read up to this in one
 /// claim, and up to a reserve in all: so many rows, and this share of the window's bytes.
 const RESERVE_ROWS: usize = 64;
@@ -53,6 +51,8 @@ pub(super) struct CatchUp {
     pub(super) lanes: Vec<Lane>,
     pub(super) after: Position,
     pub(super) through: Position,
+    /// How many ids a page may pass.
+    pub(super) width: u64,
 }
 
 impl Machine {
@@ -332,12 +332,15 @@ impl Machine {
             catch_up: false,
         };
         self.turn = !self.turn;
+        let crowded = !self.page_room().1 && self.is_waiting_for_rows();
         order.page = Some(match &self.catch_up {
             // Rows that wait for the catch-up must not crowd it out.
-            Some(catch_up) if self.turn || full || self.is_waiting_for_rows() => PageOrder {
+            Some(catch_up) if self.turn || full || crowded => PageOrder {
                 lanes: catch_up.lanes.clone(),
                 after: catch_up.after,
-                through: self.catch_up_through(catch_up),
+                // However few rows are asked for, rows that were deleted and that the store has not
+                // removed yet are passed without end.
+                through: catch_up.through.min(plus(catch_up.after, catch_up.width)),
                 rows,
                 catch_up: true,
             },
@@ -372,7 +375,8 @@ impl Machine {
         }
         let through = self.horizon.position();
         if through > Position::START {
-            self.catch_up = Some(CatchUp { lanes, after: Position::START, through });
+            let (after, width) = (Position::START, u64::MAX);
+            self.catch_up = Some(CatchUp { lanes, after, through, width });
         }
     }
 
@@ -435,14 +439,6 @@ impl Machine {
             rows: SCAN_ROWS,
             catch_up: false,
         });
-    }
-
-    /// How far a page of a catch-up may go. However few rows are asked for, rows that were deleted
-    /// and that the store has not removed yet are passed without end.
-    fn catch_up_through(&self, catch_up: &CatchUp) -> Position {
-        let left = catch_up.through.0.saturating_sub(catch_up.after.0);
-        let width = (left >> self.smaller).max(NARROWEST);
-        catch_up.through.min(plus(catch_up.after, width))
     }
 }
 

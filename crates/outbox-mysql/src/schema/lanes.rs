@@ -64,13 +64,10 @@ impl MySqlSchema {
         self.lock(connection).await?;
         run(connection, SETTINGS.to_owned()).await?;
         let changed = self.change_locked(connection, lanes).await;
-        if changed.is_err() {
-            // An error inside a packet leaves its transaction open, and it locks all lanes.
-            run(connection, "ROLLBACK".to_owned()).await?;
-        }
-        run(connection, FORMER_SETTINGS.to_owned()).await?;
-        self.unlock(connection).await?;
-        changed
+        // An error inside a packet leaves its transaction open, and it locks all lanes.
+        let restored = run(connection, format!("ROLLBACK; {FORMER_SETTINGS}")).await;
+        let unlocked = self.unlock(connection).await;
+        changed.and(restored.map(|_| ())).and(unlocked)
     }
 
     async fn change_locked(

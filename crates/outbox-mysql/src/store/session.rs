@@ -102,9 +102,10 @@ impl Session {
 /// The packet that sets a session up: two SETs, the variables, the cipher and the clock.
 ///
 /// At REPEATABLE READ the relay's deletes lock gaps, and the application's inserts deadlock. A
-/// stopped relay must not hold a lock until the server's default of eight hours. What decides how
-/// lists are read is as the servers come with it: without its memory MySQL would scan for a list, and
-/// lock what it passes. Comments of the form `/*M! */` are read by MariaDB alone, those with a version
+/// stopped relay must not hold a lock until the server's default of eight hours. Without its memory
+/// MySQL would scan for a list, and lock what it passes. The dispatcher limits the time of statements
+/// itself, and learns from those that take too long: a server that ends them earlier would keep it from
+/// that. Comments of the form `/*M! */` are read by MariaDB alone, those with a version
 /// of MySQL by MySQL alone.
 fn set_up(idle: Duration) -> String {
     let idle = idle_seconds(idle);
@@ -113,10 +114,10 @@ fn set_up(idle: Duration) -> String {
          SET SESSION autocommit=1, completion_type=0, \
            innodb_lock_wait_timeout={LOCK_WAIT_SECONDS}, lock_wait_timeout={LOCK_WAIT_SECONDS}, \
            wait_timeout={idle}, sql_mode='{SQL_MODE}', \
-           sql_safe_updates=0, sql_select_limit=18446744073709551615, sql_big_selects=1, \
-           optimizer_switch='default'\
-           /*M! , idle_transaction_timeout={idle}, in_predicate_conversion_threshold=1000 */\
-           /*!80016 , range_optimizer_max_mem_size=8388608 */;\
+           sql_safe_updates=0, sql_select_limit=18446744073709551615, sql_big_selects=1\
+           /*M! , idle_transaction_timeout={idle}, in_predicate_conversion_threshold=1000, \
+             max_statement_time=0 */\
+           /*!80016 , range_optimizer_max_mem_size=8388608, max_execution_time=0 */;\
          SHOW SESSION VARIABLES WHERE Variable_name IN (\
            'transaction_isolation', 'tx_isolation', 'autocommit', 'completion_type', \
            'innodb_lock_wait_timeout', 'lock_wait_timeout', 'wait_timeout', \
