@@ -326,15 +326,22 @@ proptest! {
         for packet in settle::packets(&Tables::new(), &Settle::new(&[], &rows)) {
             let statements: Vec<_> = packet.text.split(';').collect();
             prop_assert_eq!((statements[0], statements[statements.len() - 1]), ("BEGIN", "COMMIT"));
+            let mut locks = Vec::new();
             for (number, position) in packet.decisive {
                 let statement = statements[number];
+                // A row's lane, and whether it is locked alone.
+                let row = rows.iter().find(|row| statement.contains(&format!("o.id = {} AND", row.id.position)));
+                locks.extend(row.map(|row| (row.lease.lane, row.settlement != Settlement::Dead)));
                 let fence = format!("o.id = {position} AND o.message_id = x'");
                 prop_assert!(statement.contains(&fence), "{}: {}", position, statement);
                 prop_assert!(statement.contains("f.epoch = "), "{}", statement);
                 decided.push(position);
             }
+            prop_assert!(locks.is_sorted(), "no lane is locked after a higher one, nor alone after others");
         }
-        let expected: Vec<_> = rows.iter().map(|row| row.id.position).collect();
+        let mut expected: Vec<_> = rows.iter().map(|row| row.id.position).collect();
+        expected.sort_unstable();
+        decided.sort_unstable();
         prop_assert_eq!(decided, expected);
     }
 
