@@ -115,9 +115,10 @@ impl MySqlInbox {
         // Longer than what a DATETIME can go back is as long as that.
         const MILLENNIUM: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
         let age = u64::try_from(older_than.min(MILLENNIUM).as_micros()).unwrap_or(u64::MAX);
-        let mut purged = 0;
+        let (limit, mut purged) = (u64::from(limit), 0);
         loop {
-            let step = u64::from(limit).saturating_sub(purged).min(STEP);
+            let before = purged;
+            let step = (limit - purged).min(STEP);
             let answers = run(connection, oldest(&self.tables, age, step)).await?;
             let mut old: BTreeMap<Vec<u8>, Vec<[u8; 16]>> = BTreeMap::new();
             let mut found = 0;
@@ -133,16 +134,17 @@ impl MySqlInbox {
                     purged += answers.first().map_or(0, |answer| answer.affected);
                 }
             }
-            // What somebody else purged meanwhile is not counted, and is not the end.
-            if found < step || purged >= u64::from(limit) {
+            // What somebody else purged meanwhile is not counted, and is not the end; but where all of it
+            // was, they go on, and an old snapshot would show it for ever.
+            if found < step || purged == before || purged >= limit {
                 return Ok(purged);
             }
         }
     }
 }
 
-/// Reads which records are old, without a lock: a DELETE that looked for them itself would lock what
-/// consumers are about to accept, and where a server takes the table for empty all of it.
+/// Reads which records are old, without a lock: a DELETE that looked for them itself would lock
+/// what consumers are about to accept, and where a server takes the table for empty all of it.
 fn oldest(tables: &Tables, age: u64, limit: u64) -> String {
     let inbox = &tables.inbox;
     format!(

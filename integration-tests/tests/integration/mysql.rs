@@ -151,6 +151,17 @@ impl Lab {
         Ok(self.writer.pending(&mut self.connect().await?).await?)
     }
 
+    /// A worker that took all lanes, for a minute.
+    pub(crate) async fn take_all(&self) -> Result<(WorkerId, Vec<Lease>)> {
+        let worker = WorkerId::generate();
+        let request = KeepLeases::new(worker, TTL * 10);
+        let standing = self.store.keep_leases(request).await?;
+        let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
+        let standing = self.store.keep_leases(request.take(&take)).await?;
+        let leases = standing.lanes.iter().map(|lane| Lease::new(lane.lane, lane.epoch));
+        Ok((worker, leases.collect()))
+    }
+
     /// A worker that took this lane.
     pub(crate) async fn take(&self, lane: Lane) -> Result<(WorkerId, Lease)> {
         let worker = WorkerId::generate();

@@ -1,4 +1,7 @@
 //! What the answer to a claim means: rows enter, change, and are forgotten.
+//!
+//! An answer counts only for lanes that are still held under the epoch it was asked with, and not at
+//! all once another server was met. Nothing is published from here.
 
 use std::collections::{BTreeMap, BTreeSet};
 

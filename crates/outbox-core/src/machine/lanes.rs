@@ -1,4 +1,7 @@
 //! Lanes that come and go: leases are kept, rows of lanes are forgotten, lanes are handed back.
+//!
+//! Which lanes are wanted `leasing.rs` decides. A lane is not handed back while a message of it may
+//! still be at the broker, and one that is gained is read from the start.
 
 use std::time::Duration;
 

@@ -22,7 +22,8 @@ const FOREVER: &str = "'9999-12-31 00:00:00'";
 
 /// An ALTER waits for open transactions for a second only: statements of the application queue
 /// behind it meanwhile. And all rows may be changed.
-const SETTINGS: &str = "SET @outbox_wait = @@SESSION.lock_wait_timeout, @outbox_safe = @@SESSION.sql_safe_updates; \
+const SETTINGS: &str = "SET @outbox_wait = @@SESSION.lock_wait_timeout, \
+       @outbox_safe = @@SESSION.sql_safe_updates; \
      SET SESSION lock_wait_timeout = 1, sql_safe_updates = 0";
 const FORMER_SETTINGS: &str =
     "SET SESSION lock_wait_timeout = @outbox_wait, sql_safe_updates = @outbox_safe";

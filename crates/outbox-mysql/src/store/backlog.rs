@@ -22,7 +22,8 @@ pub(super) fn packet(tables: &Tables) -> String {
              WHERE h.topic = o.topic AND h.message_key = o.message_key\
            ) AS blocked FROM {outbox} o FORCE INDEX (PRIMARY) ORDER BY o.id LIMIT {more}) oldest;\
          SELECT COUNT(*) FROM (\
-           SELECT 1 FROM {held} h STRAIGHT_JOIN {outbox} b FORCE INDEX (PRIMARY) ON {there} LIMIT {COUNTED}) held;\
+           SELECT 1 FROM {held} h STRAIGHT_JOIN {outbox} b FORCE INDEX (PRIMARY) ON {there} \
+           LIMIT {COUNTED}) held;\
          SELECT COUNT(*) FROM (SELECT 1 FROM {dead} LIMIT {COUNTED}) dead",
         limit = Backlog::EXACT_LIMIT,
         more = Backlog::EXACT_LIMIT + 1,

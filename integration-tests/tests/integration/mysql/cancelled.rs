@@ -46,15 +46,6 @@ async fn prepare(lab: &Lab, pool: &MySqlPool, count: usize) -> Result<()> {
     Ok(soon(tx.rollback()).await?)
 }
 
-/// A lease of every lane.
-async fn take_all(lab: &Lab) -> Result<Vec<Lease>> {
-    let request = KeepLeases::new(WorkerId::generate(), TTL);
-    let standing = lab.store.keep_leases(request).await?;
-    let take: Vec<TakeOver> = standing.lanes.iter().map(TakeOver::of).collect();
-    let standing = lab.store.keep_leases(request.take(&take)).await?;
-    Ok(standing.lanes.iter().map(|lane| Lease::new(lane.lane, lane.epoch)).collect())
-}
-
 /// Four held messages, each of a key of its own.
 async fn hold_four(lab: &Lab, leases: &[Lease]) -> Result<Vec<MessageId>> {
     lab.add(["a", "b", "c", "d"].map(message).to_vec()).await?;
@@ -273,7 +264,7 @@ on_both! {
     }
 
     async fn a_call_dropped_while_it_waits_for_a_lock_is_in_nobodys_way(lab: Lab) -> Result<()> {
-        let ids = soon(hold_four(&lab, &take_all(&lab).await?)).await?;
+        let ids = soon(hold_four(&lab, &lab.take_all().await?.1)).await?;
         let mut other = lab.connect().await?;
         run(&mut other, "BEGIN; SELECT id FROM outbox FOR UPDATE").await?;
         let retry = DeadLetters::retry(&lab.store, &ids);
@@ -319,7 +310,7 @@ on_both! {
     }
 
     async fn a_look_dropped_anywhere_loses_no_connection(lab: Lab) -> Result<()> {
-        let ids = soon(hold_four(&lab, &take_all(&lab).await?)).await?;
+        let ids = soon(hold_four(&lab, &lab.take_all().await?.1)).await?;
         let query = DeadLetterQuery::new();
         for polls in 1.. {
             let ended = [
@@ -340,7 +331,7 @@ on_both! {
     async fn an_operators_verb_dropped_anywhere_changes_each_message_wholly_or_not_at_all(
         lab: Lab
     ) -> Result<()> {
-        let leases = take_all(&lab).await?;
+        let leases = lab.take_all().await?.1;
         let mut connection = lab.connect().await?;
         for verb in [Verb::Retry, Verb::Skip, Verb::Discard] {
             for polls in 1.. {

@@ -140,6 +140,22 @@ on_both! {
         Ok(())
     }
 
+    async fn a_purge_ends_though_an_old_snapshot_shows_what_is_gone(lab: Lab) -> Result<()> {
+        let inbox = MySqlInbox::new(&lab.schema, "billing")?;
+        let (mut old, mut other) = (lab.connect().await?, lab.connect().await?);
+        let mut tx = other.begin().await?;
+        for _ in 0..10 {
+            inbox.accept(&mut tx, MessageId::generate()).await?;
+        }
+        tx.commit().await?;
+        run(&mut old, "SET autocommit = 0; SELECT COUNT(*) FROM outbox_inbox").await?;
+        assert_eq!(inbox.purge(&mut other, Duration::ZERO, 10).await?, 10);
+        let purge = inbox.purge(&mut old, Duration::ZERO, 10);
+        let purged = tokio::time::timeout(Duration::from_secs(5), purge).await;
+        assert_eq!(purged.context("it goes on")??, 0);
+        Ok(())
+    }
+
     async fn purges_side_by_side_do_not_fail(lab: Lab) -> Result<()> {
         let mut root = lab.connect().await?;
         let (mut purged, rounds) = (0, 5);

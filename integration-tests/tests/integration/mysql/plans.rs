@@ -1,7 +1,7 @@
 //! What statements read: rows of their lists and limits, never the whole table.
 //!
-//! The servers count every row that is read or written. The counters are those of a whole server, so that
-//! each test has one of its own.
+//! The servers count every row that is read or written. The counters are those of a whole server, so
+//! that each test has one of its own.
 
 use integration_tests::database::{Database, Options, PrivateDatabase};
 use integration_tests::servers::Backend;
@@ -158,13 +158,8 @@ async fn every_list_is_read_by_primary_key(engine: Engine) -> Result<()> {
     let store = counted.lab.store.clone();
     let rows = claims_are_bounded(&mut counted).await?;
 
-    let worker = WorkerId::generate();
-    let standing = store.keep_leases(KeepLeases::new(worker, TTL * 10)).await?;
-    let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
+    let (worker, leases) = counted.lab.take_all().await?;
     let request = KeepLeases::new(worker, TTL * 10);
-    let standing = store.keep_leases(request.take(&take)).await?;
-    let leases: Vec<_> =
-        standing.lanes.iter().map(|lane| Lease::new(lane.lane, lane.epoch)).collect();
     let (archived, rest) = rows.split_at(LIST / 3);
     let (failed, deleted) = rest.split_at(LIST / 3);
     let delivered = |rows: &[Delivery]| -> Vec<_> {
@@ -375,17 +370,12 @@ async fn statements_do_not_go_by_what_the_server_thinks_of_a_table(engine: Engin
         let all = lanes(4);
         let page = Page::new(&all, Position(100), 120);
         let rows = deliveries(store.claim(Claim::new(MEGABYTE).page(page)).await?);
-        let worker = WorkerId::generate();
-        let request = KeepLeases::new(worker, TTL * 10);
-        let standing = store.keep_leases(request).await?;
-        let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
-        let standing = store.keep_leases(request.take(&take)).await?;
+        let (_, leases) = counted.lab.take_all().await?;
         let failed: Vec<_> = rows
             .iter()
             .zip([Settlement::Retry(TTL), Settlement::Held, Settlement::Dead].iter().cycle())
             .map(|(row, settlement)| {
-                let epoch = standing.lanes[usize::from(row.lane.0)].epoch;
-                let lease = Lease::new(row.lane, epoch);
+                let lease = leases[usize::from(row.lane.0)];
                 let failure = Failure::new("failed", "why");
                 Failed::new(id_of(row), lease, row.state, 1, settlement.clone(), failure)
             })

@@ -252,12 +252,8 @@ on_both! {
     async fn failures_are_recorded_beside_others_and_beside_renewals(lab: Lab) -> Result<()> {
         lab.add((0..400).map(|n| message(&n.to_string())).collect()).await?;
         let rows = deliveries(lab.page().await?);
-        let worker = WorkerId::generate();
-        let request = KeepLeases::new(worker, TTL);
-        let standing = lab.store.keep_leases(request).await?;
-        let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
-        let standing = lab.store.keep_leases(request.take(&take)).await?;
-        let leases: Vec<_> = standing.lanes.iter().map(|l| Lease::new(l.lane, l.epoch)).collect();
+        let (worker, leases) = lab.take_all().await?;
+        let request = KeepLeases::new(worker, TTL * 10);
         let failures: Vec<_> = rows
             .iter()
             .enumerate()
