@@ -13,7 +13,8 @@ pub(super) struct Pace {
     shortest: Duration,
     busiest: Duration,
     longest: Duration,
-    wait: Duration,
+    /// How long to wait after an empty page: it grows with each.
+    quiet: Duration,
     /// Rows a second, as of late.
     rate: f64,
     last: Time,
@@ -42,7 +43,7 @@ impl Pace {
             shortest,
             busiest,
             longest,
-            wait: shortest,
+            quiet: shortest,
             rate: 0.0,
             last: Time::ZERO,
             next: Time::ZERO,
@@ -72,17 +73,21 @@ impl Pace {
         if more || self.again {
             self.next = if more { now } else { now + COMMITS };
             self.again = false;
-            self.wait = self.shortest;
+            self.quiet = self.shortest;
             return;
         }
-        self.wait = if rows == 0 {
-            self.wait.mul_f64(1.5).clamp(self.shortest, self.longest)
+        let wait = if rows == 0 {
+            // Not from the interval under load: where the database halts for a moment, so do the
+            // writers, and what they commit after it would wait for several times as long.
+            self.quiet = self.quiet.mul_f64(1.5).min(self.longest);
+            self.quiet
         } else {
+            self.quiet = self.shortest;
             let load = (self.rate / BUSY_ROWS_PER_SECOND).min(1.0);
             self.busiest.mul_f64(load * load).clamp(self.shortest, self.longest)
         };
         // From page to page. A server that takes long is left alone for half of the interval.
-        self.next = (sent + self.wait.mul_f64(0.9 + 0.1 * random)).max(now + self.wait / 2);
+        self.next = (sent + wait.mul_f64(0.9 + 0.1 * random)).max(now + wait / 2);
     }
 
     /// A claim failed: read again no sooner than after `wait`.
@@ -99,7 +104,7 @@ impl Pace {
                 self.next = self.next.min(now.max(self.last + COMMITS));
             }
             Urgency::Soon => {
-                self.wait = self.shortest;
+                self.quiet = self.shortest;
                 self.next = self.next.min(now + NUDGED);
             }
         }
@@ -130,7 +135,21 @@ mod tests {
             pace.page(0, false, now, now, 1.0);
             now = pace.next();
         }
-        assert_eq!(pace.wait, Duration::from_millis(300));
+        pace.page(0, false, now, now, 1.0);
+        assert_eq!(pace.next(), now + Duration::from_millis(300));
+    }
+
+    #[test]
+    fn what_comes_after_a_halt_waits_half_of_its_time_or_as_usual() {
+        let mut pace = pace();
+        let (_, usual) = waits(&mut pace, 2_500.0, 1);
+        let halted = pace.last;
+        while pace.next() < halted + Duration::from_millis(300) {
+            let now = pace.next();
+            pace.page(0, false, now, now, 1.0);
+            let wait = pace.next() - now;
+            assert!(wait <= usual.max((now - halted) / 2), "{wait:?} after {:?}", now - halted);
+        }
     }
 
     /// Pages with rows at this rate, for eight seconds; gives the shortest and the longest wait of
@@ -144,7 +163,8 @@ mod tests {
             pace.page(came - taken, false, now, now, 1.0);
             taken = came;
             if now > start + Duration::from_secs(7) {
-                (least, most) = (least.min(pace.wait), most.max(pace.wait));
+                let wait = pace.next() - now;
+                (least, most) = (least.min(wait), most.max(wait));
             }
         }
         (least, most)
@@ -178,7 +198,8 @@ mod tests {
             let rows = (0..since.as_micros()).filter(|_| random.random_bool(0.0025)).count();
             pace.page(rows, false, now, now, 1.0);
             if now > Duration::from_secs(4) {
-                (least, most) = (least.min(pace.wait), most.max(pace.wait));
+                let wait = pace.next() - now;
+                (least, most) = (least.min(wait), most.max(wait));
             }
         }
         assert!(most <= least.mul_f64(1.25), "{least:?} to {most:?}");
