@@ -95,7 +95,8 @@ impl KafkaBroker {
         let (mut gate, now) = (self.partitions.gate(), std::time::Instant::now());
         for (index, outgoing) in messages.into_iter().enumerate() {
             let message = &outgoing.delivery.message;
-            let partition = match gate.route(message, now) {
+            let route = gate.route(message, now);
+            let partition = match route {
                 Route::Own => message.partition(),
                 Route::To(partition) => Some(partition),
                 Route::Nowhere => {
@@ -105,7 +106,11 @@ impl KafkaBroker {
                 }
             };
             while let Err(code) = self.send(&producer, &outgoing, partition, index, batch) {
-                let kind = verdict::of_refusal(code);
+                let kind = match (code, route) {
+                    // The topic was made anew with fewer: the message did not ask for that one.
+                    (RDKafkaErrorCode::UnknownPartition, Route::To(_)) => PublishErrorKind::NotSent,
+                    _ => verdict::of_refusal(code),
+                };
                 match code {
                     RDKafkaErrorCode::QueueFull if Instant::now() < give_up => {
                         sleep(FULL_QUEUE_PAUSE).await;

@@ -141,13 +141,17 @@ impl Gate<'_> {
         let mut topics = self.partitions.lock();
         let topic = topics.get_mut(message.topic());
         let count = topic.as_ref().and_then(|topic| topic.count);
+        let patience = self.partitions.patience;
         let partition = match (message.partition(), message.key(), count) {
             (Some(partition), ..) => partition,
             (None, Some(key), Some(count)) => match self.partitions.partitioner {
                 Partitioner::Murmur2 => murmur2_partition(key, count),
                 Partitioner::Crc32 | Partitioner::Fnv1a => return Route::Own,
             },
-            (None, None, Some(count)) => return elsewhere(topic.as_deref(), count, message),
+            (None, None, Some(count)) => {
+                let elsewhere = |topic| anywhere(topic, count, message, now + patience, now);
+                return topic.map_or(Route::Own, elsewhere);
+            }
             (None, _, None) => return Route::Own,
         };
         if self.refused.contains(&(message.topic().to_owned(), partition)) {
@@ -157,7 +161,7 @@ impl Gate<'_> {
             return Route::Own;
         };
         if *probe_at <= now {
-            *probe_at = now + self.partitions.patience;
+            *probe_at = now + patience;
             return Route::Own;
         }
         self.refused.insert((message.topic().to_owned(), partition));
@@ -165,9 +169,19 @@ impl Gate<'_> {
     }
 }
 
-/// A partition that answers, for a message that may go to any.
-fn elsewhere(topic: Option<&Topic>, count: i32, message: &Message) -> Route {
-    let Some(topic) = topic else { return Route::Own };
+/// Where a message goes that may go to any partition: to a silent one if it is time to probe it, or
+/// else to one that answers. Without such probes nothing might ever be sent to it again.
+fn anywhere(
+    topic: &mut Topic,
+    count: i32,
+    message: &Message,
+    next_probe: Instant,
+    now: Instant,
+) -> Route {
+    if let Some((partition, probe_at)) = topic.silent.iter_mut().find(|(_, at)| **at <= now) {
+        *probe_at = next_probe;
+        return Route::To(*partition);
+    }
     let answering: Vec<i32> = (0..count).filter(|p| !topic.silent.contains_key(p)).collect();
     let draw = Uuid::from(message.id()).as_u128() as usize;
     match answering.len() {
@@ -291,16 +305,22 @@ mod tests {
     }
 
     #[test]
-    fn a_message_without_a_key_avoids_silent_partitions() {
+    fn messages_without_a_key_avoid_silent_partitions_but_for_one_at_a_time_that_probes() {
         let (partitions, now) = (partitions(), Instant::now());
+        let route = |now| {
+            let message = Message::builder("t").payload("p").build().unwrap();
+            partitions.gate().route(&message, now)
+        };
         partitions.timed_out("t", 0, now);
         partitions.counted("t", 2);
-        for _ in 0..20 {
-            let message = Message::builder("t").payload("p").build().unwrap();
-            assert_eq!(partitions.gate().route(&message, now), Route::To(1));
+        for now in [now, now + PATIENCE] {
+            assert_eq!(route(now), Route::To(0), "the probe");
+            assert!((0..20).all(|_| route(now) == Route::To(1)));
         }
         partitions.timed_out("t", 1, now);
-        let message = Message::builder("t").payload("p").build().unwrap();
-        assert_eq!(partitions.gate().route(&message, now), Route::Own, "there is no other one");
+        assert_eq!(route(now), Route::To(1), "the probe");
+        assert_eq!(route(now), Route::Own, "there is no other one");
+        partitions.acknowledged("t", 0);
+        assert!((0..20).all(|_| route(now) == Route::To(0)));
     }
 }

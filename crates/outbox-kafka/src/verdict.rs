@@ -21,7 +21,7 @@ pub(crate) enum Verdict {
 /// the tries before it: an error that is certain for one try is not certain for the message. So
 /// all that it repeats, all timeouts and both kinds of purge are unknown.
 pub(crate) fn of_report(code: Code) -> Verdict {
-    use PublishErrorKind::{Destination, Failed, NotSent, Unavailable, Unknown};
+    use PublishErrorKind::{Destination, NotSent, Unavailable, Unknown};
     match code {
         // The broker refuses a batch as a whole, and does so before it appends anything.
         Code::MessageSizeTooLarge
@@ -31,9 +31,6 @@ pub(crate) fn of_report(code: Code) -> Verdict {
 
         // Another record of the batch was invalid; the broker named it.
         Code::InvalidDifferentRecord => Verdict::Known(NotSent),
-
-        // The partition that a message names and its topic does not have: that message's own affair.
-        Code::UnknownPartition => Verdict::Known(Failed),
 
         Code::UnknownTopicOrPartition
         | Code::UnknownTopic
@@ -56,9 +53,14 @@ pub(crate) fn of_report(code: Code) -> Verdict {
         | Code::SaslAuthenticationFailed
         | Code::UnsupportedSASLMechanism
         | Code::IllegalSASLState
-        | Code::SecurityDisabled
+        | Code::SecurityDisabled => Verdict::Known(Unavailable),
+
+        // Either the message names a partition that its topic does not have, or the topic went away
+        // with all that was queued for it. The next try is told which.
+        Code::UnknownPartition
+        // What was sent when a connection had to prove itself anew, and failed.
         | Code::Authentication
-        | Code::SSL => Verdict::Known(Unavailable),
+        | Code::SSL => Verdict::Known(Unknown),
 
         Code::MessageTimedOut
         | Code::RequestTimedOut
@@ -104,14 +106,15 @@ pub(crate) fn of_refusal(code: Code) -> PublishErrorKind {
     match code {
         // A local check of this one message.
         Code::MessageSizeTooLarge => PublishErrorKind::Rejected,
-        Code::InvalidArgument => PublishErrorKind::Failed,
+        // Its topic is known, and has no partition of the number that it names.
+        Code::UnknownPartition | Code::InvalidArgument => PublishErrorKind::Failed,
         // The whole producer is unusable.
-        Code::Fatal | Code::State => PublishErrorKind::Unavailable,
+        Code::Fatal | Code::State | Code::Authentication | Code::SSL => {
+            PublishErrorKind::Unavailable
+        }
         _ => match of_report(code) {
             Verdict::Known(
-                kind @ (PublishErrorKind::Destination
-                | PublishErrorKind::Failed
-                | PublishErrorKind::Unavailable),
+                kind @ (PublishErrorKind::Destination | PublishErrorKind::Unavailable),
             ) => kind,
             _ => PublishErrorKind::NotSent,
         },
@@ -133,14 +136,14 @@ mod tests {
         (-195, "unknown"),     // BrokerTransportFailure
         (-193, "unavailable"), // Resolve
         (-192, "unknown"),     // MessageTimedOut
-        (-190, "failed"),      // UnknownPartition
+        (-190, "unknown"),     // UnknownPartition
         (-188, "destination"), // UnknownTopic
         (-187, "unavailable"), // AllBrokersDown
         (-185, "unknown"),     // OperationTimedOut
         (-183, "unknown"),     // ISRInsufficient
-        (-181, "unavailable"), // SSL
+        (-181, "unknown"),     // SSL
         (-172, "unknown"),     // State
-        (-169, "unavailable"), // Authentication
+        (-169, "unknown"),     // Authentication
         (-166, "unknown"),     // TimedOutQueue
         (-153, "unknown"),     // Retry
         (-152, "unknown"),     // PurgeQueue

@@ -21,6 +21,7 @@ fn inject(cluster: &Cluster, codes: &[i32]) {
     cluster.mock.request_errors(RDKafkaApiKey::Produce, &errors);
 }
 
+const UNKNOWN_TOPIC_OR_PARTITION: i32 = 3;
 const MESSAGE_SIZE_TOO_LARGE: i32 = 10;
 const MESSAGE_BATCH_TOO_LARGE: i32 = 18;
 const INVALID_RECORD: i32 = 87;
@@ -50,6 +51,26 @@ async fn each_class_of_refusal_is_told_apart() {
         let outcomes = publish(&broker, [message("k", &code.to_string())]).await;
         assert_eq!(kinds(&outcomes), [expected], "code {code}: {outcomes:?}");
     }
+}
+
+/// As librdkafka does: of a topic that is gone it reports, for all that was queued, that the
+/// partition is unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_goes_away_under_traffic_costs_no_message_an_attempt() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    publish(&broker, [message("k", "warm")]).await;
+    // For two seconds librdkafka takes a topic that it has just met for one that is being made.
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    cluster.mock.topic_error(TOPIC, error(UNKNOWN_TOPIC_OR_PARTITION)).unwrap();
+    inject(&cluster, &[UNKNOWN_TOPIC_OR_PARTITION; 20]);
+    let mut seen = Vec::new();
+    for n in 0..3 {
+        let outcomes = publish(&broker, [message("k", &n.to_string())]).await;
+        seen.push(kind(&outcomes[0]).expect("it is not delivered"));
+    }
+    assert!(seen.iter().all(|kind| !kind.counts()), "{seen:?}");
+    assert_eq!(seen.last(), Some(&PublishErrorKind::Destination), "{seen:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
