@@ -105,8 +105,11 @@ impl SqliteStore {
         let end = time(answers.pop())?;
         let mut answers = answers.into_iter().skip(1);
         let start = time(answers.next())?;
-        self.0.pace.wrote(rows, open_for(start, end, took));
-        Ok(answers.collect())
+        let answers: Vec<Answer> = answers.collect();
+        let changed = answers.iter().map(|answer| answer.affected).max().unwrap_or(0);
+        let changed = usize::try_from(changed).unwrap_or(usize::MAX);
+        self.0.pace.wrote(rows, changed, open_for(start, end, took));
+        Ok(answers)
     }
 }
 

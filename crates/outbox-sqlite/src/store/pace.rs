@@ -41,10 +41,10 @@ impl Pace {
         tokio::time::sleep_until(until).await;
     }
 
-    /// A write of `rows` rows kept other writers out for so long.
-    pub(super) fn wrote(&self, rows: usize, took: Duration) {
+    /// A write of `asked` rows, which changed `changed` of them, kept other writers out for so long.
+    pub(super) fn wrote(&self, asked: usize, changed: usize, took: Duration) {
         self.with(|state| {
-            state.rows = next(state.rows, rows, took);
+            state.rows = next(state.rows, asked, changed, took);
             state.free_until = Instant::now() + took;
         });
     }
@@ -54,11 +54,13 @@ impl Pace {
     }
 }
 
-/// The rows of the next write, after one of `wrote` rows where `allowed` could have been taken.
-fn next(allowed: usize, wrote: usize, took: Duration) -> usize {
+/// The rows of the next write, after one of `asked` rows where `allowed` could have been taken. Rows
+/// that are gone already cost nothing, and say nothing about others.
+fn next(allowed: usize, asked: usize, changed: usize, took: Duration) -> usize {
     if took > LONG {
-        (allowed / 2).max(1)
-    } else if took < SHORT && wrote >= allowed {
+        let fit = asked.min(allowed) as f64 * LONG.as_secs_f64() / took.as_secs_f64();
+        (fit as usize).max(1)
+    } else if took < SHORT && changed >= allowed {
         (allowed * 2).min(MOST_ROWS)
     } else {
         allowed
@@ -72,11 +74,13 @@ mod tests {
     #[test]
     fn writes_grow_while_they_are_short_and_shrink_when_they_are_long() {
         let millis = Duration::from_millis;
-        assert_eq!(next(64, 64, millis(1)), 128);
-        assert_eq!(next(64, 10, millis(1)), 64, "a small write says nothing about larger ones");
-        assert_eq!(next(64, 64, millis(3)), 64);
-        assert_eq!(next(64, 64, millis(9)), 32);
-        assert_eq!(next(1, 1, millis(9)), 1);
-        assert_eq!(next(MOST_ROWS, MOST_ROWS, millis(0)), MOST_ROWS);
+        assert_eq!(next(64, 64, 64, millis(1)), 128);
+        assert_eq!(next(64, 10, 10, millis(1)), 64, "a small write says nothing about larger ones");
+        assert_eq!(next(64, 64, 0, millis(1)), 64, "nor does one of rows that are gone");
+        assert_eq!(next(64, 64, 64, millis(3)), 64);
+        assert_eq!(next(64, 64, 64, millis(8)), 32);
+        assert_eq!(next(512, 60, 60, millis(400)), 1, "the next one takes no longer than allowed");
+        assert_eq!(next(1, 1, 1, millis(9)), 1);
+        assert_eq!(next(MOST_ROWS, MOST_ROWS, MOST_ROWS, millis(0)), MOST_ROWS);
     }
 }

@@ -37,7 +37,9 @@ pub(super) fn state() -> String {
 }
 
 pub(super) fn read_state(row: &SqliteRow, first: usize) -> Result<RowState, StoreError> {
-    Ok(RowState::new(fit(row, first)?, fit(row, first + 1)?)
+    // A number that was written around the API must not fail the whole claim.
+    let count = |column| number(row, column).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    Ok(RowState::new(count(first)?, count(first + 1)?)
         .with_held(number(row, first + 2)? == 1)
         .with_wait(Duration::from_micros(number(row, first + 3)?))
         .with_retried(number(row, first + 4)? == 1))

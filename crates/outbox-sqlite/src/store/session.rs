@@ -9,14 +9,14 @@ use sqlx::{ConnectOptions, SqliteConnection};
 use crate::error::store_error;
 use crate::text::{self, run};
 
-/// How long another writer is waited for: less than a statement's deadline, so that SQLite gives
-/// the answer and not the deadline.
+/// How long another writer is waited for: less than a statement's deadline under leases of 27 s and
+/// more, so that SQLite gives the answer and not the deadline.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The application's options, with the settings that the relay relies on.
 ///
-/// At NORMAL a commit waits for no disk while it keeps writers out; they sync what they need with
-/// their own commits. A power cut may take back the relay's last writes, which repeats deliveries
+/// At NORMAL a commit waits for no disk while it keeps writers out, but for the first one into a log
+/// that starts over, about every thousand pages; writers sync what they need with their own commits. A power cut may take back the relay's last writes, which repeats deliveries
 /// and loses nothing.
 pub(super) fn options(options: SqliteConnectOptions) -> SqliteConnectOptions {
     options
