@@ -85,6 +85,36 @@ struct Row {
 const _: () = assert!(size_of::<Row>() <= 112);
 
 impl Row {
+    /// A row of which nothing is recorded yet.
+    fn new(
+        lane: Lane,
+        epoch: u64,
+        key: KeyId,
+        topic: TopicId,
+        id: MessageId,
+        added_at: Time,
+    ) -> Self {
+        Self {
+            lane,
+            epoch,
+            key,
+            topic,
+            id,
+            attempts: 0,
+            revision: 0,
+            held: false,
+            bytes: 0,
+            phase: Phase::Barred,
+            content: None,
+            unreadable: None,
+            parked_until: None,
+            unknown: 0,
+            not_sent: 0,
+            added_at,
+            changed_at_claim: 0,
+        }
+    }
+
     /// What a store compares a decision with.
     fn as_read(&self) -> RowState {
         RowState::new(self.attempts, self.revision).with_held(self.held)
