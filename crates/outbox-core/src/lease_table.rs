@@ -42,7 +42,7 @@ impl LeaseTable {
     pub fn keep(&mut self, request: &KeepLeases<'_>, now: Duration) -> Standing {
         let seen = Seen { healthy: request.healthy, at: now, ttl: request.ttl };
         self.workers.insert(request.worker, seen);
-        self.workers.retain(|_, seen| now.saturating_sub(seen.at) <= seen.ttl * 10);
+        self.workers.retain(|_, seen| now.abs_diff(seen.at) <= seen.ttl * 10);
         for lease in request.renew {
             if self.owner_of(lease) == Some(request.worker) {
                 self.grant(lease.lane, request, now);
@@ -51,7 +51,7 @@ impl LeaseTable {
         for wanted in request.take {
             let Some(row) = self.lanes.get_mut(usize::from(wanted.lane.0)) else { continue };
             let unchanged = row.epoch == wanted.epoch && row.stamp() == wanted.stamp;
-            if unchanged && (row.owner.is_none() || row.expires_at < now) {
+            if unchanged && (row.owner.is_none() || row.is_expired(now)) {
                 row.epoch += 1;
                 row.owner = Some(request.worker);
                 self.grant(wanted.lane, request, now);
@@ -98,12 +98,13 @@ impl LeaseTable {
             let free = LaneRecord::free(lane, row.epoch).with_stamp(row.stamp());
             match row.owner {
                 None => free,
-                Some(owner) => free.owned(owner, row.stamp(), row.expires_at < now, row.ttl),
+                Some(owner) => free.owned(owner, row.stamp(), row.is_expired(now), row.ttl),
             }
         });
-        let workers = self.workers.iter().map(|(worker, seen)| {
-            WorkerRecord::new(*worker, seen.healthy, now.saturating_sub(seen.at))
-        });
+        let workers = self
+            .workers
+            .iter()
+            .map(|(worker, seen)| WorkerRecord::new(*worker, seen.healthy, now.abs_diff(seen.at)));
         Standing::new(lanes.collect(), workers.collect(), 0)
     }
 
@@ -155,6 +156,11 @@ impl LeaseTable {
 }
 
 impl Row {
+    /// A lease that ends later than its own time from now was granted before the clock was set back.
+    fn is_expired(&self, now: Duration) -> bool {
+        self.expires_at < now || self.expires_at.saturating_sub(now) > self.ttl
+    }
+
     fn stamp(&self) -> u64 {
         micros(self.expires_at)
     }

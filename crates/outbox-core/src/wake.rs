@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::sync::Notify;
 
-/// A coalescing signal from an [`Outbox`](crate::Outbox) to a dispatcher. Clones are the same one.
+/// A coalescing signal from an [`Outbox`](crate::Outbox) to one dispatcher. Clones are the same one:
+/// of two dispatchers that listen to it, either takes what was meant for the other.
 #[derive(Debug, Clone, Default)]
 pub struct Wake(Arc<Shared>);
 

@@ -1,8 +1,13 @@
 //! A dispatcher on the fakes.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
-use outbox_core::broker::PublishErrorKind;
+use async_trait::async_trait;
+use outbox_core::broker::{
+    Broker, BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind,
+};
+use outbox_core::delivery::Receipt;
 use outbox_core::observe::{Event, Observer};
 use outbox_core::retry::RetryPolicy;
 use outbox_core::store::StoreErrorKind;
@@ -233,4 +238,43 @@ async fn an_observer_that_panics_stops_nothing() {
     let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).observer(Panicking);
     dispatcher.build().unwrap().run_until_empty().await.unwrap();
     store.assert_pending::<&str>([]);
+}
+
+/// Answers nothing until it is closed, and everything then.
+#[derive(Debug, Default)]
+struct AnswersWhenClosed(Mutex<Vec<(usize, Outcomes)>>);
+
+#[async_trait]
+impl Broker for AnswersWhenClosed {
+    fn profile(&self) -> BrokerProfile {
+        BrokerProfile::new(1_000_000, Duration::from_secs(20))
+    }
+
+    async fn publish(&self, batch: Vec<Outgoing>, outcomes: &Outcomes) {
+        self.0.lock().unwrap().push((batch.len(), outcomes.clone()));
+        std::future::pending().await
+    }
+
+    async fn check(&self) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    async fn close(&self, _: Duration) {
+        for (count, outcomes) in self.0.lock().unwrap().iter() {
+            (0..*count).for_each(|index| outcomes.delivered(index, Receipt::default()));
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_the_broker_gives_while_it_is_closed_count() {
+    let store = MemoryStore::new();
+    add(&store, 20, 100).await;
+    let dispatcher = Dispatcher::builder(store.clone(), AnswersWhenClosed::default())
+        .drain_limit(Duration::from_secs(1))
+        .build()
+        .unwrap();
+    let summary = dispatcher.run(tokio::time::sleep(Duration::from_secs(5))).await.unwrap();
+    assert!(summary.delivered >= 20, "{summary:?}");
+    assert_eq!(store.pending().len(), 100 - summary.delivered as usize);
 }

@@ -179,7 +179,7 @@ fn leases_that_do_not_exclude_are_found() {
     assert_finds(Bug::IgnoresTheStamp, leasing::a_take_over_needs_the_observed_stamp::<Mutant>);
     assert_finds(
         Bug::KeepsTheLaterExpiry,
-        leasing::a_lease_outlasts_a_clock_that_is_set_back::<Mutant>,
+        leasing::no_lease_lasts_longer_for_a_clock_that_is_set_back::<Mutant>,
     );
     assert_finds(Bug::TakesLeasedLanes, leasing::one_of_two_takers_gets_a_lane::<Mutant>);
 }

@@ -1,7 +1,7 @@
 //! What a dispatcher says of itself, on the fakes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use outbox_core::broker::PublishErrorKind;
@@ -198,16 +198,47 @@ async fn a_message_after_a_long_quiet_is_work_and_does_not_make_it_stuck() {
     running.abort();
 }
 
+/// What observers were told last.
+#[derive(Clone, Default)]
+struct Sampled(Arc<Mutex<Option<(usize, usize, usize)>>>);
+
+impl Observer for Sampled {
+    fn observe(&self, event: &Event) {
+        if let Event::Sampled { in_flight, content_bytes, lanes } = event {
+            *self.0.lock().unwrap() = Some((*in_flight, *content_bytes, *lanes));
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_dispatcher_whose_run_was_dropped_has_stopped() {
-    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
-    let dispatcher = dispatcher(&store, &broker);
-    let handle = dispatcher.handle();
-    let running = tokio::spawn(dispatcher.run(std::future::pending()));
-    until(&handle, "idle", |health| health == Health::Idle).await;
-    running.abort();
-    assert!(running.await.unwrap_err().is_cancelled());
-    assert_eq!(handle.status().health, Health::Stopped);
+async fn a_run_that_has_ended_or_was_dropped_has_stopped_and_holds_nothing() {
+    for is_dropped in [false, true] {
+        let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+        broker.set_latency(Duration::from_secs(20));
+        let sampled = Sampled::default();
+        let builder = Dispatcher::builder(store.clone(), broker).observer(sampled.clone());
+        let dispatcher = builder.drain_limit(Duration::from_secs(1)).build().unwrap();
+        let handle = dispatcher.handle();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(dispatcher.run(async { _ = stopped.await }));
+        commit(&store, "7").await;
+        until(&handle, "working", |health| health == Health::Working).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(
+            sampled.0.lock().unwrap().is_some_and(|(offered, _, lanes)| offered == 1 && lanes > 0)
+        );
+        if is_dropped {
+            running.abort();
+            assert!(running.await.unwrap_err().is_cancelled());
+        } else {
+            _ = stop.send(());
+            running.await.unwrap().unwrap();
+        }
+        let status = handle.status();
+        assert_eq!(status.health, Health::Stopped);
+        assert_eq!((status.lanes, status.in_flight, status.known, status.backlog), (0, 0, 0, None));
+        assert_eq!(*sampled.0.lock().unwrap(), Some((0, 0, 0)), "dropped: {is_dropped}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
@@ -22,6 +22,8 @@ use crate::wake::Wake;
 
 /// How often the status is refreshed while there is work.
 const STATUS_EVERY: Duration = Duration::from_millis(50);
+/// A store may take this long to connect and to check its schema: there is no lease yet to be kept.
+const SHORTEST_OPEN: Duration = Duration::from_secs(5);
 /// A broker's check may take this long, however quickly it decides about messages.
 const SHORTEST_CHECK: Duration = Duration::from_secs(1);
 /// What a broker gets on top of its own limit before its publish is dropped.
@@ -38,7 +40,7 @@ pub(super) struct Shell {
 
 impl Shell {
     pub(super) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Summary, RunError> {
-        let _stopped = Stopped(&self.status);
+        let _stopped = Stopped(&self);
         tokio::pin!(shutdown);
         let profile = tokio::select! {
             opened = self.open() => opened?,
@@ -87,8 +89,9 @@ impl Shell {
     async fn open(&self) -> Result<StoreProfile, StoreError> {
         let start = Instant::now();
         let mut wait = Duration::from_millis(200);
+        let limit = self.settings.statement_deadline.max(SHORTEST_OPEN);
         loop {
-            let error = match timeout(self.settings.statement_deadline, self.store.open()).await {
+            let error = match timeout(limit, self.store.open()).await {
                 Ok(Ok(profile)) => return Ok(profile),
                 Ok(Err(error)) => error,
                 Err(_) => StoreError::from(StoreErrorKind::Unavailable),
@@ -102,10 +105,14 @@ impl Shell {
             }
             tracing::warn!(error = &error as &dyn std::error::Error, "store does not open yet");
             self.observe(&Event::StoreFailed { step: Step::Open, kind: error.kind() });
-            set_health(&self.status, Health::StoreDown { since: start.elapsed() });
+            self.status().health = Health::StoreDown { since: start.elapsed() };
             sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(5));
         }
+    }
+
+    fn status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn observe(&self, event: &Event) {
@@ -117,17 +124,19 @@ impl Shell {
     }
 }
 
-/// However a run ends, dropped and panicked ones included, its status says so.
-struct Stopped<'a>(&'a Mutex<Status>);
+/// However a run ends, dropped and panicked ones included, its status and its observers are told that
+/// it holds nothing any more.
+struct Stopped<'a>(&'a Shell);
 
 impl Drop for Stopped<'_> {
     fn drop(&mut self) {
-        set_health(self.0, Health::Stopped);
+        let mut status = self.0.status();
+        status.health = Health::Stopped;
+        (status.lanes, status.in_flight, status.content_bytes) = (0, 0, 0);
+        (status.known, status.held_keys, status.backlog) = (0, 0, None);
+        drop(status);
+        self.0.observe(&Event::Sampled { in_flight: 0, content_bytes: 0, lanes: 0 });
     }
-}
-
-fn set_health(status: &Mutex<Status>, health: Health) {
-    status.lock().unwrap_or_else(PoisonError::into_inner).health = health;
 }
 
 /// One run of the dispatcher. Dropping it aborts every call that is out.
@@ -191,12 +200,12 @@ impl<'a> Run<'a> {
     }
 
     fn handle(&mut self, input: Input) {
-        // Answers count even if the publish was cut short: they come before its end.
-        if let Input::PublishEnded(batch) = input
-            && let Some(outcomes) = self.outcomes.remove(&batch)
-        {
-            let now = self.now();
-            self.machine.handle(Input::Answered(batch, outcomes.take()), now);
+        // Answers count even if the publish was cut short, or the broker closed: they come first.
+        if matches!(input, Input::PublishEnded(_) | Input::Closed) {
+            self.collect_answers();
+        }
+        if let Input::PublishEnded(batch) = input {
+            self.outcomes.remove(&batch);
         }
         let now = self.now();
         self.machine.handle(input, now);
@@ -354,7 +363,7 @@ impl<'a> Run<'a> {
                 content_bytes: status.content_bytes,
                 lanes: status.lanes,
             };
-            *self.shell.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+            *self.shell.status() = status;
             self.shell.observe(&sampled);
         }
     }

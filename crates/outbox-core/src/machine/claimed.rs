@@ -4,11 +4,12 @@
 //! all once another server was met. Nothing is published from here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::ahead::AHEAD;
 use super::keys::{Key, KeyId, Place};
 use super::{Claiming, Machine, PageOrder, Phase, Row, Time, TopicId};
-use crate::delivery::{Delivery, Lane, Position, RowState};
+use crate::delivery::{Delivery, Lane, Position, RowId, RowState};
 use crate::observe::{Event, Step};
 use crate::seeded::seeded;
 use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watched};
@@ -85,6 +86,11 @@ impl Machine {
         self.end_of_claim(claim.number);
     }
 
+    /// Whether the claim left time for twice as much.
+    fn was_quick(&self, claim: &Claiming, now: Time) -> bool {
+        now.saturating_sub(claim.sent) < self.settings.statement_deadline / 4
+    }
+
     /// Settled rows stay known until every read sent before their settlement was confirmed has
     /// ended: its answer may still bring them in.
     fn end_of_claim(&mut self, number: u64) {
@@ -138,7 +144,8 @@ impl Machine {
                         (row.unknown, row.not_sent) = (0, 0);
                         row.unreadable = None;
                     }
-                    set_state(row, new, now);
+                    let longest = self.topics.retry(row.topic, self.settings.retry).cap();
+                    set_state(row, new, longest, now);
                     self.place(id, now);
                 }
                 _ => self.drop_row(*position, now),
@@ -160,10 +167,9 @@ impl Machine {
 
     fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {
         let Some(scan) = &claim.order.scan else { return };
-        let took = now.saturating_sub(claim.sent);
-        self.scan_at = self.scan_at.max(now + took * SCAN_SHARE);
+        self.scan_at = self.scan_at.max(now + now.saturating_sub(claim.sent) * SCAN_SHARE);
         let cut = scan.through.0.saturating_sub(scan.after.0) == self.scan_width;
-        if took < self.settings.statement_deadline / 4 {
+        if self.was_quick(claim, now) {
             self.scan_width = self.scan_width.saturating_mul(2);
         }
         self.scan_after = match reply.scanned.last() {
@@ -197,9 +203,8 @@ impl Machine {
         // The page: first what it saw, so that its rows meet the barriers of this very claim.
         if let Some(page) = &order.page {
             let stale = !page.catch_up && page.after != self.horizon.position();
-            if let Some(catch_up) = self.catch_up.as_mut().filter(|_| page.catch_up)
-                && now.saturating_sub(claim.sent) < self.settings.statement_deadline / 4
-            {
+            let quick = self.was_quick(claim, now);
+            if let Some(catch_up) = self.catch_up.as_mut().filter(|_| page.catch_up && quick) {
                 catch_up.width = catch_up.width.saturating_mul(2);
             }
             if !stale {
@@ -330,14 +335,15 @@ impl Machine {
         if row.phase != Phase::Queued || row.content.is_some() {
             return;
         }
+        let longest = self.topics.retry(row.topic, self.settings.retry).cap();
         match answer {
             Some(Claimed::Delivery(delivery)) if delivery.message.id() == row.id => {
-                set_state(row, delivery.state, now);
+                refresh(row, delivery.state, longest, now);
                 self.load(position, delivery);
             }
             Some(Claimed::Unread(unread)) => row.set_bytes(unread.bytes),
             Some(Claimed::Unreadable(unreadable)) if unreadable.id.message == row.id => {
-                set_state(row, unreadable.state, now);
+                refresh(row, unreadable.state, longest, now);
                 row.unreadable = Some(Box::new(unreadable.failure));
             }
             _ => self.drop_row(position, now),
@@ -373,27 +379,11 @@ impl Machine {
         let id = delivery.message.id();
         let key = KeyId::new(topic, delivery.message.key(), id);
         let (position, lane) = (delivery.position, delivery.lane);
-        let mut row = Row {
-            lane,
-            epoch: self.leases.get(lane).map_or(0, |held| held.epoch),
-            key,
-            topic,
-            id,
-            attempts: 0,
-            revision: 0,
-            held: false,
-            bytes: 0,
-            phase: Phase::Barred,
-            content: None,
-            unreadable: None,
-            parked_until: None,
-            unknown: 0,
-            not_sent: 0,
-            changed_at_claim: 0,
-            added_at: now.saturating_sub(delivery.age),
-        };
+        let epoch = self.leases.get(lane).map_or(0, |held| held.epoch);
+        let mut row = Row::new(lane, epoch, key, topic, id, now.saturating_sub(delivery.age));
         row.set_bytes(delivery.message.size());
-        set_state(&mut row, delivery.state, now);
+        let longest = self.topics.retry(topic, self.settings.retry).cap();
+        set_state(&mut row, delivery.state, longest, now);
         let blocked = row.held || row.parked_until.is_some();
         if !blocked && self.keeps_content(key, topic, now) {
             self.loaded_rows += 1;
@@ -415,29 +405,15 @@ impl Machine {
     fn admit_unreadable(&mut self, unreadable: Unreadable, now: Time) {
         let topic = self.topics.id(&unreadable.topic);
         let key = KeyId::new(topic, unreadable.key.as_deref(), unreadable.id.message);
-        let mut row = Row {
-            lane: unreadable.lane,
-            epoch: self.leases.get(unreadable.lane).map_or(0, |held| held.epoch),
-            key,
-            topic,
-            id: unreadable.id.message,
-            attempts: 0,
-            revision: 0,
-            held: false,
-            bytes: 0,
-            phase: Phase::Barred,
-            content: None,
-            unreadable: Some(Box::new(unreadable.failure)),
-            parked_until: None,
-            unknown: 0,
-            not_sent: 0,
-            changed_at_claim: 0,
-            added_at: now.saturating_sub(unreadable.age),
-        };
-        set_state(&mut row, unreadable.state, now);
-        let position = unreadable.id.position;
+        let RowId { position, message: id } = unreadable.id;
+        let lane = unreadable.lane;
+        let epoch = self.leases.get(lane).map_or(0, |held| held.epoch);
+        let mut row = Row::new(lane, epoch, key, topic, id, now.saturating_sub(unreadable.age));
+        row.unreadable = Some(Box::new(unreadable.failure));
+        let longest = self.topics.retry(topic, self.settings.retry).cap();
+        set_state(&mut row, unreadable.state, longest, now);
         self.rows.insert(position, Box::new(row));
-        self.queue_or_bar(position, unreadable.lane, now);
+        self.queue_or_bar(position, lane, now);
     }
 
     /// Beyond a small buffer, rows behind an outstanding, parked or held one of their key are kept
@@ -562,11 +538,23 @@ impl Machine {
     }
 }
 
-/// Takes over what the store records about a row.
-pub(super) fn set_state(row: &mut Row, state: RowState, now: Time) {
+/// Takes over what the store records about a row. No wait is longer than the policy's `longest`: one
+/// that is was written before the store's clock was set back.
+fn set_state(row: &mut Row, state: RowState, longest: Duration, now: Time) {
     (row.attempts, row.revision) = (state.attempts, state.revision);
     row.held = state.held && !seeded!("hold-forgotten");
-    row.parked_until = (!state.wait.is_zero()).then(|| now + state.wait);
+    row.parked_until = (!state.wait.is_zero()).then(|| now + state.wait.min(longest));
+}
+
+/// The same of a row that is known. If nothing was recorded since, it waits as it does, by a clock
+/// that nobody sets.
+fn refresh(row: &mut Row, state: RowState, longest: Duration, now: Time) {
+    let known = (row.attempts, row.revision) == (state.attempts, state.revision);
+    let parked_until = row.parked_until;
+    set_state(row, state, longest, now);
+    if known {
+        row.parked_until = parked_until;
+    }
 }
 
 fn lane_of(row: &Claimed) -> Lane {

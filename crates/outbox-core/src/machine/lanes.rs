@@ -190,6 +190,10 @@ impl Machine {
         self.releasing = false;
         if self.stage == Stage::Releasing {
             self.stage = Stage::Stopping;
+            let lanes: Vec<Lane> = self.leases.iter().map(|(lane, _)| lane).collect();
+            if !lanes.is_empty() {
+                self.tell(Event::LanesReleased { lanes });
+            }
         }
         if let Err(kind) = result {
             // They expire by themselves.

@@ -465,13 +465,12 @@ impl Machine {
         attempts: u32,
         random: f64,
     ) -> Settlement {
-        let policy = &self.topics.get(topic).policy;
-        let retry = policy.retry.unwrap_or(self.settings.retry);
+        let retry = self.topics.retry(topic, self.settings.retry);
         let delay = match kind {
             PublishErrorKind::Rejected => None,
             _ => retry.delay(attempts, random),
         };
-        match (delay, policy.on_death) {
+        match (delay, self.topics.get(topic).policy.on_death) {
             (Some(delay), _) => Settlement::Retry(delay),
             (None, OnDeath::Hold) => Settlement::Held,
             (None, OnDeath::Skip) => Settlement::Dead,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Time;
 use super::keys::KeyId;
-use crate::retry::TopicPolicy;
+use crate::retry::{RetryPolicy, TopicPolicy};
 
 const FIRST_PROBE: Duration = Duration::from_millis(500);
 const LAST_PROBE: Duration = Duration::from_secs(30);
@@ -109,6 +109,11 @@ impl Topics {
 
     pub(super) fn get(&self, id: TopicId) -> &Topic {
         &self.all[id.0 as usize]
+    }
+
+    /// The topic's own retry policy, or else the given one.
+    pub(super) fn retry(&self, id: TopicId, otherwise: RetryPolicy) -> RetryPolicy {
+        self.get(id).policy.retry.unwrap_or(otherwise)
     }
 
     pub(super) fn get_mut(&mut self, id: TopicId) -> &mut Topic {

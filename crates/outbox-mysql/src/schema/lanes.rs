@@ -123,7 +123,7 @@ impl MySqlSchema {
 fn take_all(tables: &Tables) -> String {
     let left = format!(
         "IF(owner IS NULL, 0, IF(owner = {OWNER}, ttl, \
-           GREATEST(0, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at))))"
+           LEAST(ttl, GREATEST(0, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at)))))"
     );
     format!(
         "BEGIN;\

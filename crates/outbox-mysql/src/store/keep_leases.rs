@@ -18,6 +18,11 @@ use crate::text::{self, Answer, Hex, List};
 /// Microseconds since 1970 of a DATETIME: a stamp, compared for equality only.
 const STAMP: &str = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', expires_at)";
 
+/// What ends later than its own time from now was granted before the clock was set back; but for the
+/// lanes that a change of their number keeps.
+const EXPIRED: &str = "(expires_at < UTC_TIMESTAMP(6) \
+     OR expires_at > UTC_TIMESTAMP(6) + INTERVAL ttl MICROSECOND AND expires_at < '9999-12-31')";
+
 pub(super) fn packet(tables: &Tables, request: &KeepLeases<'_>) -> String {
     let ttl = micros(request.ttl);
     let mut packet = register(tables, request, ttl);
@@ -42,7 +47,7 @@ fn register(tables: &Tables, request: &KeepLeases<'_>, ttl: u64) -> String {
          ON DUPLICATE KEY UPDATE healthy=VALUES(healthy), seen_at=VALUES(seen_at), \
            ttl=VALUES(ttl);\
          DELETE FROM {table} \
-         WHERE TIMESTAMPDIFF(MICROSECOND, seen_at, UTC_TIMESTAMP(6)) > 10 * ttl;"
+         WHERE ABS(TIMESTAMPDIFF(MICROSECOND, seen_at, UTC_TIMESTAMP(6))) > 10 * ttl;"
     )
 }
 
@@ -74,7 +79,7 @@ fn take(tables: &Tables, worker: WorkerId, wanted: &TakeOver, ttl: u64) -> Strin
         "UPDATE {} SET owner = {}, epoch = epoch + 1, \
            expires_at = UTC_TIMESTAMP(6) + INTERVAL {ttl} MICROSECOND, ttl = {ttl} \
          WHERE lane = {lane} AND epoch = {epoch} AND {STAMP} = {stamp} \
-           AND (owner IS NULL OR expires_at < UTC_TIMESTAMP(6));",
+           AND (owner IS NULL OR {EXPIRED});",
         tables.lane,
         Hex(worker.as_bytes()),
     )
@@ -83,9 +88,9 @@ fn take(tables: &Tables, worker: WorkerId, wanted: &TakeOver, ttl: u64) -> Strin
 /// All lanes; of a change of their number that is under way, the former and the new ones.
 fn standing(tables: &Tables) -> String {
     format!(
-        "SELECT lane, epoch, owner, {STAMP}, expires_at < UTC_TIMESTAMP(6), ttl \
+        "SELECT lane, epoch, owner, {STAMP}, {EXPIRED}, ttl \
          FROM {lane} WHERE lane < COALESCE((SELECT lanes FROM {meta}), 65535) ORDER BY lane;\
-         SELECT worker, healthy, TIMESTAMPDIFF(MICROSECOND, seen_at, UTC_TIMESTAMP(6)) \
+         SELECT worker, healthy, ABS(TIMESTAMPDIFF(MICROSECOND, seen_at, UTC_TIMESTAMP(6))) \
          FROM {worker} ORDER BY worker",
         lane = tables.lane,
         meta = tables.meta,

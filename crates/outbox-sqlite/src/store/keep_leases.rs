@@ -14,6 +14,11 @@ use sqlx::sqlite::SqliteRow;
 use crate::tables::Tables;
 use crate::text::{self, Answer, Hex, List, NOW};
 
+/// What ends later than its own time from now was granted before the clock was set back.
+fn expired() -> String {
+    format!("expires_at NOT BETWEEN {NOW} AND {NOW} + ttl")
+}
+
 /// The standing comes after the commit, so that no answer is read while writers are kept out.
 pub(super) fn packet(tables: &Tables, request: &KeepLeases<'_>) -> String {
     let ttl = micros(request.ttl);
@@ -38,7 +43,7 @@ fn register(tables: &Tables, request: &KeepLeases<'_>, ttl: u64) -> String {
     format!(
         "INSERT OR REPLACE INTO {table} (worker, healthy, seen_at, ttl) \
          VALUES ({me}, {healthy}, {NOW}, {ttl});\
-         DELETE FROM {table} WHERE {NOW} - seen_at > 10 * ttl;"
+         DELETE FROM {table} WHERE ABS({NOW} - seen_at) > 10 * ttl;"
     )
 }
 
@@ -67,17 +72,19 @@ fn take(tables: &Tables, worker: WorkerId, wanted: &TakeOver, ttl: u64) -> Strin
     format!(
         "UPDATE {} SET owner = {}, epoch = epoch + 1, expires_at = {NOW} + {ttl}, ttl = {ttl} \
          WHERE lane = {lane} AND epoch = {epoch} AND expires_at = {stamp} \
-           AND (owner IS NULL OR expires_at < {NOW});",
+           AND (owner IS NULL OR {expired});",
         tables.lane,
         Hex(worker.as_bytes()),
+        expired = expired(),
     )
 }
 
 fn standing(tables: &Tables) -> String {
     format!(
-        "SELECT lane, epoch, owner, expires_at, expires_at < {NOW}, ttl FROM {lane} ORDER BY lane;\
-         SELECT worker, healthy, {NOW} - seen_at FROM {worker} ORDER BY worker;\
+        "SELECT lane, epoch, owner, expires_at, {expired}, ttl FROM {lane} ORDER BY lane;\
+         SELECT worker, healthy, ABS({NOW} - seen_at) FROM {worker} ORDER BY worker;\
          SELECT server FROM {meta}",
+        expired = expired(),
         lane = tables.lane,
         worker = tables.worker,
         meta = tables.meta,

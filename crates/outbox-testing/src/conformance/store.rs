@@ -131,7 +131,7 @@ macro_rules! store_conformance {
             a_leased_lane_is_not_taken,
             an_expired_lane_is_taken_under_the_next_epoch,
             a_renewed_lease_does_not_expire,
-            a_lease_outlasts_a_clock_that_is_set_back,
+            no_lease_lasts_longer_for_a_clock_that_is_set_back,
             an_expired_lease_that_nobody_took_is_renewed,
             only_the_owner_renews_and_only_under_its_epoch,
             a_take_over_needs_the_observed_stamp,

@@ -93,6 +93,18 @@ on_both! {
         Ok(())
     }
 
+    async fn former_owners_are_not_waited_for_longer_than_their_lease_after_a_step_of_the_clock(
+        lab: Lab
+    ) -> Result<()> {
+        lab.take(Lane(0)).await?;
+        let mut connection = lab.connect().await?;
+        let later = "UPDATE outbox_lane SET expires_at = expires_at + INTERVAL 1 DAY";
+        sqlx::query(later).execute(&mut connection).await?;
+        let changed = lab.schema.change_lanes(&mut connection, 5);
+        tokio::time::timeout(Duration::from_secs(30), changed).await.context("a day")??;
+        Ok(())
+    }
+
     async fn epochs_of_lanes_that_went_and_came_back_have_grown(lab: Lab) -> Result<()> {
         let (_, before) = lab.take(Lane(3)).await?;
         let mut connection = lab.connect().await?;

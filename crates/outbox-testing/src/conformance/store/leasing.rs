@@ -80,23 +80,33 @@ pub async fn a_renewed_lease_does_not_expire<F: StoreFixture>() {
     assert_ne!(after.stamp, before.stamp);
 }
 
-/// When the store's clock is set back no lease ends, and one that is renewed lasts its time from
-/// then on, not longer.
-pub async fn a_lease_outlasts_a_clock_that_is_set_back<F: StoreFixture>() {
+/// When the store's clock is set back, a lease that is renewed lasts its time from then on, and no
+/// other one lasts until the clock has come so far again.
+pub async fn no_lease_lasts_longer_for_a_clock_that_is_set_back<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     let (owner, other) = (WorkerId::generate(), WorkerId::generate());
     let leases = stage.take(owner, SHORT).await;
-    if !stage.fixture.set_clock_back(LONG).await {
+    if !stage.fixture.set_clock_back(LONG * 100).await {
         return;
     }
-    stage.fixture.pass(LONGER_THAN_SHORT).await;
-    assert_eq!(stage.take(other, LONG).await, []);
+    let gone = stage.standing(other).await;
+    assert!(gone.lanes.iter().all(|lane| lane.expired), "a dead worker keeps its lanes");
+    let knows_owner = gone.workers.iter().any(|worker| worker.worker == owner);
+    assert!(!knows_owner, "a dead worker is not forgotten");
     stage.keep(KeepLeases::new(owner, SHORT).renew(&leases)).await;
     assert!(!first_lane(&stage, other).await.expired);
     stage.fixture.pass(LONGER_THAN_SHORT).await;
     let taken = stage.take(other, LONG).await;
-    let next = leases.iter().map(|lease| Lease::new(lease.lane, lease.epoch + 1));
+    let next: Vec<_> = leases.iter().map(|lease| Lease::new(lease.lane, lease.epoch + 1)).collect();
+    assert_eq!(taken, next);
+    stage.fixture.set_clock_back(LONG * 100).await;
+    let taken = stage.take(owner, LONG).await;
+    let next = next.iter().map(|lease| Lease::new(lease.lane, lease.epoch + 1));
     assert_eq!(taken, next.collect::<Vec<_>>());
+    stage.fixture.set_clock_back(LONG * 3).await;
+    let workers = stage.standing(other).await.workers;
+    let seen = workers.iter().find(|worker| worker.worker == owner).map(|owner| owner.seen);
+    assert!(seen.is_some_and(|seen| seen > LONG * 2), "a dead worker lives: {seen:?}");
 }
 
 /// A lease that has expired and was not taken over is renewed.

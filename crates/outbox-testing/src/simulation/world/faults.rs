@@ -50,8 +50,7 @@ impl World {
             });
         }
         for _ in 0..self.plan.clock_steps {
-            // A step back by an hour lets dead workers' leases last an hour longer, as documented.
-            let (at, step) = (self.within_storm(), self.random.random_range(-20..3_600_i64));
+            let (at, step) = (self.within_storm(), self.random.random_range(-3_600..3_600_i64));
             self.after(at, move |world| world.step_clock(step));
         }
         for _ in 0..self.plan.server_changes {
