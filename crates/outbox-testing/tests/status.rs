@@ -205,7 +205,7 @@ struct Sampled(Arc<Mutex<Option<(usize, usize, usize)>>>);
 impl Observer for Sampled {
     fn observe(&self, event: &Event) {
         if let Event::Sampled { in_flight, content_bytes, lanes } = event {
-            *self.0.lock().unwrap() = Some((*in_flight, *content_bytes, *lanes));
+            *self.0.lock().expect("no panic") = Some((*in_flight, *content_bytes, *lanes));
         }
     }
 }
