@@ -34,8 +34,19 @@ struct Topic {
     /// How many partitions it has, once that is known.
     count: Option<i32>,
     asked: Option<Instant>,
-    /// The silent ones, each with the time of its next probe.
-    silent: HashMap<i32, Instant>,
+    silent: HashMap<i32, Silent>,
+    /// When a message without a key may be a probe: of the whole topic one at a time, since it could
+    /// have gone elsewhere.
+    next_keyless: Option<Instant>,
+}
+
+/// When a partition that does not answer may be probed.
+#[derive(Debug, Clone, Copy)]
+struct Silent {
+    /// By a message that belongs there.
+    next: Instant,
+    /// By one that may go anywhere: not right after one timed out, which would be sent there again.
+    next_keyless: Instant,
 }
 
 /// Where a message goes.
@@ -64,6 +75,8 @@ impl Partitions {
         if found.silent.remove(&partition).is_none() {
             return;
         }
+        // Others may be back as well.
+        found.next_keyless = None;
         self.tidy(&mut topics, topic);
         drop(topics);
         tracing::info!(topic, partition, "the partition answers again");
@@ -76,7 +89,8 @@ impl Partitions {
         }
         let mut topics = self.lock();
         let found = topics.entry(topic.to_owned()).or_default();
-        let news = found.silent.insert(partition, now).is_none();
+        let silent = Silent { next: now, next_keyless: now + self.patience };
+        let news = found.silent.insert(partition, silent).is_none();
         self.any.store(true, Ordering::Relaxed);
         drop(topics);
         if news {
@@ -149,19 +163,19 @@ impl Gate<'_> {
                 Partitioner::Crc32 | Partitioner::Fnv1a => return Route::Own,
             },
             (None, None, Some(count)) => {
-                let elsewhere = |topic| anywhere(topic, count, message, now + patience, now);
-                return topic.map_or(Route::Own, elsewhere);
+                return topic
+                    .map_or(Route::Own, |topic| topic.anywhere(count, message, patience, now));
             }
             (None, _, None) => return Route::Own,
         };
         if self.refused.contains(&(message.topic().to_owned(), partition)) {
             return Route::Nowhere;
         }
-        let Some(probe_at) = topic.and_then(|topic| topic.silent.get_mut(&partition)) else {
+        let Some(silent) = topic.and_then(|topic| topic.silent.get_mut(&partition)) else {
             return Route::Own;
         };
-        if *probe_at <= now {
-            *probe_at = now + patience;
+        if silent.next <= now {
+            silent.next = now + patience;
             return Route::Own;
         }
         self.refused.insert((message.topic().to_owned(), partition));
@@ -169,24 +183,33 @@ impl Gate<'_> {
     }
 }
 
-/// Where a message goes that may go to any partition: to a silent one if it is time to probe it, or
-/// else to one that answers. Without such probes nothing might ever be sent to it again.
-fn anywhere(
-    topic: &mut Topic,
-    count: i32,
-    message: &Message,
-    next_probe: Instant,
-    now: Instant,
-) -> Route {
-    if let Some((partition, probe_at)) = topic.silent.iter_mut().find(|(_, at)| **at <= now) {
-        *probe_at = next_probe;
-        return Route::To(*partition);
-    }
-    let answering: Vec<i32> = (0..count).filter(|p| !topic.silent.contains_key(p)).collect();
-    let draw = Uuid::from(message.id()).as_u128() as usize;
-    match answering.len() {
-        0 => Route::Own,
-        some => Route::To(answering[draw % some]),
+impl Topic {
+    /// Where a message goes that may go to any partition: to one that answers, but for a probe now and
+    /// then. Where no message belongs to a silent partition, nothing else would ever be sent to it.
+    fn anywhere(
+        &mut self,
+        count: i32,
+        message: &Message,
+        patience: Duration,
+        now: Instant,
+    ) -> Route {
+        let answering: Vec<i32> = (0..count).filter(|p| !self.silent.contains_key(p)).collect();
+        if answering.is_empty() {
+            return Route::Own;
+        }
+        if self.next_keyless.is_none_or(|next| next <= now) {
+            let due =
+                self.silent.iter_mut().filter(|(_, s)| s.next <= now && s.next_keyless <= now);
+            if let Some((partition, silent)) = due.min_by_key(|(_, silent)| silent.next_keyless) {
+                // Twice: its timeout is told a while after it.
+                let next = now + patience * 2;
+                *silent = Silent { next: now + patience, next_keyless: next };
+                self.next_keyless = Some(next);
+                return Route::To(*partition);
+            }
+        }
+        let draw = Uuid::from(message.id()).as_u128() as usize;
+        Route::To(answering[draw % answering.len()])
     }
 }
 
@@ -306,21 +329,31 @@ mod tests {
 
     #[test]
     fn messages_without_a_key_avoid_silent_partitions_but_for_one_at_a_time_that_probes() {
-        let (partitions, now) = (partitions(), Instant::now());
+        let (partitions, start) = (partitions(), Instant::now());
         let route = |now| {
             let message = Message::builder("t").payload("p").build().unwrap();
             partitions.gate().route(&message, now)
         };
-        partitions.timed_out("t", 0, now);
-        partitions.counted("t", 2);
-        for now in [now, now + PATIENCE] {
-            assert_eq!(route(now), Route::To(0), "the probe");
-            assert!((0..20).all(|_| route(now) == Route::To(1)));
+        partitions.timed_out("t", 0, start);
+        partitions.timed_out("t", 1, start);
+        partitions.counted("t", 3);
+        assert!((0..20).all(|_| route(start) == Route::To(2)), "what timed out goes elsewhere");
+        let mut probes = Vec::new();
+        for times in [1, 3, 5] {
+            let now = start + PATIENCE * times;
+            probes.push(route(now));
+            assert!((0..20).all(|_| route(now) == Route::To(2)), "one probes at a time");
+            assert!((0..20).all(|_| route(now + PATIENCE) == Route::To(2)), "or it is told late");
         }
-        partitions.timed_out("t", 1, now);
-        assert_eq!(route(now), Route::To(1), "the probe");
-        assert_eq!(route(now), Route::Own, "there is no other one");
+        probes[..2].sort_by_key(|probe| *probe == Route::To(1));
+        assert_eq!(probes[..2], [Route::To(0), Route::To(1)]);
+        let later = start + PATIENCE * 8;
         partitions.acknowledged("t", 0);
-        assert!((0..20).all(|_| route(now) == Route::To(0)));
+        assert_eq!(route(later), Route::To(1), "the other one may be back as well");
+        partitions.timed_out("t", 0, later);
+        partitions.timed_out("t", 2, later);
+        assert_eq!(route(later + PATIENCE * 9), Route::Own, "none answers");
+        partitions.acknowledged("t", 0);
+        assert!((0..20).all(|_| route(later) == Route::To(0)));
     }
 }
