@@ -88,7 +88,8 @@ impl MemoryBroker {
         self
     }
 
-    /// Sets how many partitions every topic has.
+    /// Sets how many partitions every topic has, 3 by default. A message that names another one
+    /// fails, as on Kafka.
     #[must_use]
     pub fn with_partitions(self, partitions: NonZeroU16) -> Self {
         self.lock().partitions = partitions;
@@ -255,6 +256,10 @@ impl State {
         }
         if delivery.message.size() > self.profile.max_message_bytes {
             return Some(PublishErrorKind::Rejected.into());
+        }
+        let partition = delivery.message.partition().map(i64::from);
+        if partition.is_some_and(|partition| partition >= i64::from(self.partitions.get())) {
+            return Some(PublishErrorKind::Failed.into());
         }
         let fault = self.rules.iter_mut().find_map(|rule| rule.apply(delivery));
         self.rules.retain(|rule| !rule.is_spent());

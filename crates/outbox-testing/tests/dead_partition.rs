@@ -6,6 +6,7 @@
 //! partitions, as outbox-kafka does, does not send what is for a dead one, which needs no room.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use outbox_core::broker::{BrokerProfile, PublishErrorKind};
@@ -46,7 +47,7 @@ struct Load {
 /// A broker of which one partition of `orders` never answers, or whatever else this fault does.
 fn dead_partition(fault: Fault) -> (MemoryStore, MemoryBroker) {
     let profile = BrokerProfile::new(1_000_000, UNDECIDED);
-    let broker = MemoryBroker::new().with_profile(profile);
+    let broker = MemoryBroker::new().with_partitions(NonZeroU16::MAX).with_profile(profile);
     let is_dead = |message: &Message| message.topic() == "orders" && message.partition() == Some(0);
     broker.fail_when(move |delivery| is_dead(&delivery.message), fault);
     (MemoryStore::new(), broker)
@@ -143,7 +144,9 @@ async fn a_dead_partition_alone_at_the_broker_stops_nothing_that_comes_later() {
 
 #[tokio::test(start_paused = true)]
 async fn of_many_keys_nor_does_one_that_is_probed_by_one_message_at_a_time() {
-    let broker = MemoryBroker::new().with_profile(BrokerProfile::new(1_000_000, UNDECIDED));
+    let broker = MemoryBroker::new()
+        .with_partitions(NonZeroU16::MAX)
+        .with_profile(BrokerProfile::new(1_000_000, UNDECIDED));
     let is_dead = |message: &Message| message.partition() == Some(0);
     let probed = std::sync::Mutex::new(None::<Instant>);
     let probes = move |message: &Message| {

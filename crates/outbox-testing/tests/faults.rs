@@ -42,6 +42,19 @@ async fn the_next_messages_fail_and_then_all_is_well() {
 }
 
 #[tokio::test]
+async fn a_message_for_a_partition_that_its_topic_does_not_have_fails() {
+    let broker = MemoryBroker::new();
+    let to = |partition| {
+        let message = Message::builder("t").key("k").partition(partition).payload("p").build();
+        let delivery = Delivery::new(Position(1), Lane(0), message.expect("a valid message"));
+        Outgoing::new(delivery, Instant::now() + Duration::from_secs(3600))
+    };
+    let failed = Some(PublishErrorKind::Failed);
+    assert_eq!(publish(&broker, &[to(2), to(3)]).await, [None, failed]);
+    assert_eq!(broker.published().len(), 1);
+}
+
+#[tokio::test]
 async fn a_predicate_chooses_messages_until_the_broker_is_healed() {
     let broker = MemoryBroker::new();
     broker.fail_when(|d| d.message.topic() == "audit", PublishErrorKind::Rejected);

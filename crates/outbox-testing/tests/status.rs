@@ -198,6 +198,23 @@ async fn a_message_after_a_long_quiet_is_work_and_does_not_make_it_stuck() {
     running.abort();
 }
 
+#[tokio::test(start_paused = true)]
+async fn one_message_that_is_refused_after_doubt_is_no_outage_of_the_broker() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    until(&handle, "idle", |health| health == Health::Idle).await;
+    broker.fail_next(1, PublishErrorKind::Unknown);
+    broker.fail_next(1_000, PublishErrorKind::Failed);
+    commit(&store, "7").await;
+    until(&handle, "broker down", |health| matches!(health, Health::BrokerDown { .. })).await;
+    until(&handle, "well", |health| !matches!(health, Health::BrokerDown { .. })).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!matches!(handle.status().health, Health::BrokerDown { .. }));
+    running.abort();
+}
+
 /// What observers were told last.
 #[derive(Clone, Default)]
 struct Sampled(Arc<Mutex<Option<(usize, usize, usize)>>>);

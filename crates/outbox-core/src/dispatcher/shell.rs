@@ -134,6 +134,8 @@ impl Drop for Stopped<'_> {
         status.health = Health::Stopped;
         (status.lanes, status.in_flight, status.content_bytes) = (0, 0, 0);
         (status.known, status.held_keys, status.backlog) = (0, 0, None);
+        status.closed_topics.clear();
+        status.detail = None;
         drop(status);
         self.0.observe(&Event::Sampled { in_flight: 0, content_bytes: 0, lanes: 0 });
     }

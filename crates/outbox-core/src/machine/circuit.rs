@@ -80,6 +80,12 @@ impl Circuit {
         self.close()
     }
 
+    /// A message was refused, by a broker that answers checks: it was the message's own trouble, or its
+    /// topic's. Tells since when the circuit was open, if it was.
+    pub(super) fn refused(&mut self) -> Option<Time> {
+        if self.open.is_some_and(|open| open.answers) { self.close() } else { None }
+    }
+
     /// The broker works. Tells since when the circuit was open, if it was.
     pub(super) fn close(&mut self) -> Option<Time> {
         self.open.take().map(|open| open.since)
@@ -142,6 +148,16 @@ mod tests {
         assert!(circuit.troubled(at(60), at(100), 0.0));
         assert!(!circuit.troubled(at(60), at(100), 0.0), "it is open already");
         assert_eq!(circuit.allows(100, at(100)), 0);
+    }
+
+    #[test]
+    fn a_refusal_closes_it_once_a_check_is_answered() {
+        let mut circuit = Circuit::default();
+        circuit.troubled(at(10), at(100), 0.0);
+        assert_eq!(circuit.refused(), None, "what a client refuses by itself tells nothing");
+        circuit.checked(true);
+        assert_eq!(circuit.refused(), Some(at(100)));
+        assert_eq!(circuit.open_since(), None);
     }
 
     #[test]

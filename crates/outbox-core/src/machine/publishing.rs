@@ -372,6 +372,14 @@ impl Machine {
         self.unsettled.acknowledged(delivered, entry.lane, now);
     }
 
+    /// A message was refused for itself or for its topic.
+    fn refused(&mut self, now: Time) {
+        self.circuit.inconclusive(now);
+        if let Some(since) = self.circuit.refused() {
+            self.tell(Event::CircuitClosed { after: now.saturating_sub(since) });
+        }
+    }
+
     fn failed(
         &mut self,
         entry: &Entry,
@@ -401,13 +409,13 @@ impl Machine {
                 self.topics.get_mut(entry.topic).inconclusive();
             }
             PublishErrorKind::Destination => {
-                self.circuit.inconclusive(now);
+                self.refused(now);
                 if self.topics.get_mut(entry.topic).close(now, random) {
                     self.tell(Event::TopicClosed { topic: Arc::clone(&name) });
                 }
             }
             _ => {
-                self.circuit.inconclusive(now);
+                self.refused(now);
                 self.topics.get_mut(entry.topic).inconclusive();
             }
         }
