@@ -62,17 +62,19 @@ pub(super) fn failed(tables: &Tables, row: &Failed) -> String {
     }
 }
 
-/// The row as it was read, in a lane that is still leased as it was when the decision was made.
+/// The row as it was read (see `read_state`), in a lane that is still leased as it was when the decision was made.
 fn fence(tables: &Tables, row: &Failed) -> String {
     let Lease { lane, epoch } = row.lease;
     format!(
-        "id = {} AND message_id = {} AND attempts = {} AND revision = {} AND EXISTS (\
+        "id = {} AND message_id = {} AND MAX(0, MIN(attempts, {most})) = {} \
+           AND MAX(0, MIN(revision, {most})) = {} AND EXISTS (\
            SELECT 1 FROM {} WHERE lane = {lane} AND epoch = {epoch} AND owner IS NOT NULL)",
         at(row.id.position),
         Hex(row.id.message.as_bytes()),
         row.read.attempts,
         row.read.revision,
         tables.lane,
+        most = u32::MAX,
     )
 }
 

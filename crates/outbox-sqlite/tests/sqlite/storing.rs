@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use outbox_core::delivery::{Receipt, WorkerId};
-use outbox_core::store::{Delivered, KeepLeases, Purge, Settle, StoreErrorKind};
+use outbox_core::delivery::{Failure, Lease, Receipt, Settlement, WorkerId};
+use outbox_core::store::{Delivered, Failed, KeepLeases, Purge, Settle, StoreErrorKind, TakeOver};
 use tokio::time::Instant;
 
 use super::*;
+
+const TTL: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn a_missing_file_is_not_created() -> Result<()> {
@@ -219,6 +221,30 @@ async fn a_large_row_is_read_when_the_budget_has_room() -> Result<()> {
         matches!(rows[..], [Claimed::Delivery(_), Claimed::Delivery(_), Claimed::Unread(_)]),
         "{rows:?}"
     );
+    Ok(())
+}
+
+/// What is written around the API may be any number: SQLite keeps what it is given.
+#[tokio::test]
+async fn a_row_with_a_count_beyond_its_range_is_read_and_settled() -> Result<()> {
+    let lab = Lab::new().await?;
+    lab.add(vec![message("a"), message("b")]).await?;
+    let mut connection = lab.connect().await?;
+    let counts = "UPDATE outbox SET attempts = 5000000000, revision = -7 WHERE id = 1";
+    run(&mut connection, counts).await?;
+    let rows = deliveries(lab.page().await?);
+    assert_eq!(rows.len(), 2, "it stops the others");
+    let state = rows[0].state;
+    assert_eq!((state.attempts, state.revision), (u32::MAX, 0));
+    let worker = WorkerId::generate();
+    let standing = lab.store.keep_leases(KeepLeases::new(worker, TTL)).await?;
+    let take = [TakeOver::of(&standing.lanes[0])];
+    let standing = lab.store.keep_leases(KeepLeases::new(worker, TTL).take(&take)).await?;
+    let lease = Lease::new(Lane(0), standing.lanes[0].epoch);
+    let failure = Failure::new("rejected", "why");
+    let held = Failed::new(id_of(&rows[0]), lease, state, u32::MAX, Settlement::Held, failure);
+    assert_eq!(lab.store.settle(Settle::new(&[], &[held])).await?.refused, []);
+    assert!(deliveries(lab.page().await?)[0].state.held);
     Ok(())
 }
 
