@@ -3,7 +3,7 @@
 -- Columns are a byte wider than their CHECK: without strict mode the server would cut silently.
 CREATE TABLE IF NOT EXISTS outbox (
   id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
-  message_id BINARY(16) NOT NULL,
+  message_id VARBINARY(17) NOT NULL,
   topic VARCHAR(250) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   message_key VARBINARY(1025) NULL,
   partition_no INT NULL,
@@ -19,6 +19,8 @@ CREATE TABLE IF NOT EXISTS outbox (
   retried BOOLEAN NOT NULL DEFAULT FALSE,
   PRIMARY KEY (id),
   CONSTRAINT outbox_lane_is_of_key CHECK (lane = CRC32(COALESCE(message_key, message_id)) MOD 16),
+  CONSTRAINT outbox_message_id_is_a_uuid CHECK (OCTET_LENGTH(message_id) = 16),
+  CONSTRAINT outbox_partition_fits CHECK (partition_no >= 0),
   CONSTRAINT outbox_topic_fits CHECK (OCTET_LENGTH(topic) BETWEEN 1 AND 249),
   CONSTRAINT outbox_key_fits CHECK (OCTET_LENGTH(message_key) <= 1024),
   CONSTRAINT outbox_headers_fit CHECK (OCTET_LENGTH(headers) <= 65536),

@@ -81,7 +81,8 @@ impl MySqlSchema {
     }
 
     /// Creates the tables, or brings older ones to the newest version. Safe to run again, and from
-    /// several processes at once: they wait for each other. Existing lanes stay as they are.
+    /// several processes at once: they wait for each other. Existing lanes stay as they are. Close a
+    /// connection on which this was dropped: its session may hold the lock that they wait for.
     ///
     /// # Errors
     ///

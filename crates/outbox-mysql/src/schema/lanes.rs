@@ -49,7 +49,8 @@ impl MySqlSchema {
     /// changes if there are `lanes` lanes already.
     ///
     /// `connection` must not be inside a transaction, and its account needs the right to alter the
-    /// outbox table.
+    /// outbox table. Close it if this was dropped: its session keeps the lock of migrations, and
+    /// settings of this.
     ///
     /// # Errors
     ///

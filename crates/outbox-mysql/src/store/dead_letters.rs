@@ -124,21 +124,31 @@ fn look_up(tables: &Tables, message: MessageId) -> String {
     )
 }
 
+/// Locks the row, whatever its state: what a second operator finds released the relay may hold again
+/// before his packet has ended, and then its place in the list must stay.
+fn lock(tables: &Tables, id: u64, message: &Hex<'_>) -> String {
+    format!(
+        "SELECT id FROM {} FORCE INDEX (PRIMARY) WHERE id = {id} AND message_id = {message} FOR UPDATE",
+        tables.outbox,
+    )
+}
+
 /// Offers a held message again in its place.
 fn release(tables: &Tables, row: &Row) -> Verb {
     let Row { id, message, .. } = row;
     let message = Hex(message.as_bytes());
     let packet = format!(
-        "BEGIN;\
+        "BEGIN;{lock};\
          UPDATE {outbox} FORCE INDEX (PRIMARY) SET held_at = NULL, attempts = 0, available_at = NULL, \
            revision = revision + 1 \
          WHERE id = {id} AND message_id = {message} AND held_at IS NOT NULL;\
          DELETE FROM {held} WHERE outbox_id = {id} AND message_id = {message};\
          COMMIT",
+        lock = lock(tables, *id, &message),
         outbox = tables.outbox,
         held = tables.held,
     );
-    Verb { packet, decisive: 1 }
+    Verb { packet, decisive: 2 }
 }
 
 /// Offers a dead message again, in a new place. Its row is locked first, so that two operators
@@ -180,22 +190,26 @@ fn bury(tables: &Tables, row: &Row) -> Verb {
 fn discard(tables: &Tables, row: &Row) -> Verb {
     let Row { id, message, place } = row;
     let message = Hex(message.as_bytes());
-    let packet = match place {
-        Place::Held => format!(
-            "BEGIN;{delete};\
+    match place {
+        Place::Held => {
+            let packet = format!(
+                "BEGIN;{lock};{delete};\
              DELETE FROM {held} WHERE outbox_id = {id} AND message_id = {message};\
              COMMIT",
-            delete = delete_sql(
-                tables,
-                &format!("o.id = {id} AND o.message_id = {message} AND o.held_at IS NOT NULL"),
-            ),
-            held = tables.held,
-        ),
-        Place::Dead => {
-            format!("BEGIN;DELETE FROM {} WHERE id = {id};COMMIT", tables.dead)
+                lock = lock(tables, *id, &message),
+                delete = delete_sql(
+                    tables,
+                    &format!("o.id = {id} AND o.message_id = {message} AND o.held_at IS NOT NULL"),
+                ),
+                held = tables.held,
+            );
+            Verb { packet, decisive: 2 }
         }
-    };
-    Verb { packet, decisive: 1 }
+        Place::Dead => {
+            let packet = format!("BEGIN;DELETE FROM {} WHERE id = {id};COMMIT", tables.dead);
+            Verb { packet, decisive: 1 }
+        }
+    }
 }
 
 /// The conditions of a listing; `None` when nothing can match.

@@ -267,6 +267,19 @@ on_both! {
             );
             run(&mut connection, insert).await.expect_err(column);
         }
+        for (id, partition) in [
+            ("'01890a5d-ac96-774b-bcce-b302099a8057'", "NULL"),
+            ("x'00112233445566778899aabbccddee'", "NULL"),
+            ("x'00112233445566778899aabbccddeeff00'", "NULL"),
+            ("NULL, NULL), ('t', NULL", "NULL"),
+            ("x'00112233445566778899aabbccddeeff'", "-1"),
+        ] {
+            let insert = format!(
+                "INSERT INTO outbox (topic, message_id, partition_no) VALUES ('t', {id}, {partition})"
+            );
+            run(&mut connection, insert).await.expect_err(id);
+        }
+        run(&mut connection, "INSERT INTO outbox (topic) VALUES ('t')").await.expect_err("no id");
         assert_eq!(number(&mut connection, "SELECT COUNT(*) FROM outbox").await?, 0);
         Ok(())
     }

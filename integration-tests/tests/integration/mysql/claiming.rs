@@ -145,8 +145,7 @@ on_both! {
         let mut connection = lab.connect().await?;
         let rows = [
             "'no such topic', 'k', NULL, NULL", "'t', 'k', NULL, '[[1]]'",
-            "'t', 'k', -1, NULL", "'t', 'k', NULL, '[[\"outbox-id\", \"x\"]]'",
-            "'t', 'k', NULL, '{'",
+            "'t', 'k', NULL, '[[\"outbox-id\", \"x\"]]'", "'t', 'k', NULL, '{'",
         ];
         for row in rows {
             run(&mut connection, format!(
