@@ -52,7 +52,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// - A take-over succeeds only if the lane's epoch and stamp are still the observed ones and
     ///   the lane is free or expired by the store's clock; it raises the epoch by one.
     /// - Expiry is judged by the store's clock alone. A lease that ends later than its own time
-    ///   from now is expired as well: the clock was set back, and nobody may renew it.
+    ///   from now is expired as well: the clock was set back, and its owner may be dead.
     /// - A worker that was not seen for ten of its leases, or is to be seen so much later, is
     ///   forgotten; lanes are never deleted.
     ///
