@@ -93,7 +93,8 @@ pub enum Event {
     },
     /// The broker is unavailable; single messages probe.
     CircuitOpened,
-    /// The broker acknowledged a message again, or answered the check of a worker without lanes.
+    /// The broker acknowledged a message again, or answered the check of a worker without lanes; or it
+    /// answers checks and refuses messages, and none was in trouble for long.
     CircuitClosed {
         /// How long the circuit was open.
         after: Duration,

@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use outbox_core::broker::BrokerProfile;
+use outbox_core::broker::{BrokerProfile, PublishErrorKind};
+use outbox_core::retry::{OnDeath, TopicPolicy};
 use outbox_core::{Dispatcher, Message};
 use outbox_testing::{Fault, MemoryBroker, MemoryStore};
 use tokio::task::JoinHandle;
@@ -21,15 +22,31 @@ fn broker() -> MemoryBroker {
 }
 
 fn relay(store: &MemoryStore, broker: &MemoryBroker) -> JoinHandle<()> {
-    let dispatcher = Dispatcher::builder(store.clone(), broker.clone()).build().unwrap();
+    let skip = TopicPolicy::new().on_death(OnDeath::Skip);
+    let builder = Dispatcher::builder(store.clone(), broker.clone()).topic("orders", skip);
+    let dispatcher = builder.build().unwrap();
     tokio::spawn(async move { drop(dispatcher.run(std::future::pending()).await) })
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_delivers_nothing_leaves_the_lanes_to_one_that_does() {
-    let (store, well, sick) = (MemoryStore::new(), broker(), broker());
+    leaves(&broker(), &broker()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_does_one_whose_client_refuses_messages_by_itself() {
+    let (well, sick) = (broker(), broker());
+    for broker in [&well, &sick] {
+        let is_odd = |key: Option<&[u8]>| key.and_then(<[u8]>::last).is_some_and(|n| n % 2 == 1);
+        broker.fail_when(move |d| is_odd(d.message.key()), PublishErrorKind::Rejected);
+    }
+    leaves(&well, &sick).await;
+}
+
+async fn leaves(well: &MemoryBroker, sick: &MemoryBroker) {
+    let store = MemoryStore::new();
     sick.fail_when(|_| true, Fault::Silence);
-    let running = [relay(&store, &well), relay(&store, &sick)];
+    let running = [relay(&store, well), relay(&store, sick)];
     sleep(Duration::from_secs(60)).await;
     let mut waiting = 0;
     for number in 0..MESSAGES {

@@ -10,8 +10,8 @@ const LAST_PROBE: Duration = Duration::from_secs(5);
 const ROOM: usize = 100;
 
 /// Opens when the broker is unavailable, or when something timed out, provided nothing was
-/// acknowledged since that message was sent; any acknowledgement closes it. Beside traffic, one
-/// leaderless partition therefore does not open it. While it is open, single messages probe. None
+/// acknowledged since that message was sent; any acknowledgement closes it, and so does a refusal once
+/// no trouble came for long. Beside traffic, one leaderless partition therefore does not open it. While it is open, single messages probe. None
 /// waits for the answer to the one before, which may be for such a partition and never get one.
 ///
 /// Where the broker answers a check all the same, what is down may be a partition, and not the whole:
@@ -25,6 +25,8 @@ pub(super) struct Circuit {
 #[derive(Debug, Clone, Copy)]
 struct Open {
     since: Time,
+    /// When a message last was in trouble.
+    troubled: Time,
     probe_at: Time,
     wait: Duration,
     /// Whether the broker answered a check since it was last in trouble, and how many messages may
@@ -80,10 +82,13 @@ impl Circuit {
         self.close()
     }
 
-    /// A message was refused, by a broker that answers checks: it was the message's own trouble, or its
-    /// topic's. Tells since when the circuit was open, if it was.
-    pub(super) fn refused(&mut self) -> Option<Time> {
-        if self.open.is_some_and(|open| open.answers) { self.close() } else { None }
+    /// A message was refused. That tells little by itself, since a client may refuse it without the
+    /// broker. But if checks are answered and no message was in trouble for `long`, in which any that
+    /// was sent would have been, it was not the broker. Tells since when the circuit was open, if it
+    /// was.
+    pub(super) fn refused(&mut self, long: Duration, now: Time) -> Option<Time> {
+        let well = |open: Open| open.answers && now.saturating_sub(open.troubled) >= long;
+        if self.open.is_some_and(well) { self.close() } else { None }
     }
 
     /// The broker works. Tells since when the circuit was open, if it was.
@@ -119,7 +124,11 @@ impl Circuit {
         if opened {
             let probe_at = now + FIRST_PROBE.mul_f64(0.5 + 0.5 * random);
             let wait = FIRST_PROBE * 2;
-            self.open = Some(Open { since: now, probe_at, wait, answers: false, room: 0 });
+            let (since, troubled) = (now, now);
+            self.open = Some(Open { since, troubled, probe_at, wait, answers: false, room: 0 });
+        }
+        if let Some(open) = &mut self.open {
+            open.troubled = now;
         }
         opened
     }
@@ -151,12 +160,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_closes_it_once_a_check_is_answered() {
-        let mut circuit = Circuit::default();
+    fn a_refusal_closes_it_if_checks_are_answered_and_nothing_was_in_trouble_for_long() {
+        let (mut circuit, long) = (Circuit::default(), at(20_000));
         circuit.troubled(at(10), at(100), 0.0);
-        assert_eq!(circuit.refused(), None, "what a client refuses by itself tells nothing");
+        circuit.troubled(at(20), at(5_000), 0.0);
+        assert_eq!(circuit.refused(long, at(30_000)), None, "no check was answered");
         circuit.checked(true);
-        assert_eq!(circuit.refused(), Some(at(100)));
+        assert_eq!(circuit.refused(long, at(24_999)), None, "what was sent may be in trouble yet");
+        assert_eq!(circuit.refused(long, at(25_000)), Some(at(100)));
         assert_eq!(circuit.open_since(), None);
     }
 

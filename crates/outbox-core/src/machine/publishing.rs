@@ -375,7 +375,7 @@ impl Machine {
     /// A message was refused for itself or for its topic.
     fn refused(&mut self, now: Time) {
         self.circuit.inconclusive(now);
-        if let Some(since) = self.circuit.refused() {
+        if let Some(since) = self.circuit.refused(self.settings.undecided, now) {
             self.tell(Event::CircuitClosed { after: now.saturating_sub(since) });
         }
     }

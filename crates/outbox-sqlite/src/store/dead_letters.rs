@@ -14,7 +14,7 @@ use outbox_core::store::StoreError;
 use sqlx::sqlite::SqliteRow;
 
 use super::SqliteStore;
-use super::row::read_message;
+use super::row::{count, read_message};
 use super::settle::{copy_to_dead, remove_dead};
 use crate::tables::Tables;
 use crate::text::{self, Hex, NOW};
@@ -221,5 +221,5 @@ fn read(row: &SqliteRow, place: Place) -> Result<DeadLetter, StoreError> {
     let failure = String::from_utf8_lossy(text::bytes(row, 3)?.unwrap_or_default()).into_owned();
     let letter = DeadLetter::new(id, read_message(row, 5).ok(), cursor, age);
     let position = Position(text::number(row, 1)?);
-    Ok(letter.with_history(position, text::fit(row, 2)?, failure))
+    Ok(letter.with_history(position, count(row, 2)?, failure))
 }

@@ -36,10 +36,13 @@ pub(super) fn state() -> String {
     )
 }
 
+/// A count that was written around the API may be any number, and must not fail the whole answer.
+pub(super) fn count(row: &SqliteRow, column: usize) -> Result<u32, StoreError> {
+    Ok(u32::try_from(number(row, column)?).unwrap_or(u32::MAX))
+}
+
 pub(super) fn read_state(row: &SqliteRow, first: usize) -> Result<RowState, StoreError> {
-    // A number that was written around the API must not fail the whole claim.
-    let count = |column| number(row, column).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-    Ok(RowState::new(count(first)?, count(first + 1)?)
+    Ok(RowState::new(count(row, first)?, count(row, first + 1)?)
         .with_held(number(row, first + 2)? == 1)
         .with_wait(Duration::from_micros(number(row, first + 3)?))
         .with_retried(number(row, first + 4)? == 1))

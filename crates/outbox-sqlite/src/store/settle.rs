@@ -66,8 +66,8 @@ pub(super) fn failed(tables: &Tables, row: &Failed) -> String {
 fn fence(tables: &Tables, row: &Failed) -> String {
     let Lease { lane, epoch } = row.lease;
     format!(
-        "id = {} AND message_id = {} AND MAX(0, MIN(attempts, {most})) = {} \
-           AND MAX(0, MIN(revision, {most})) = {} AND EXISTS (\
+        "id = {} AND message_id = {} AND MAX(0, MIN(CAST(attempts AS INTEGER), {most})) = {} \
+           AND MAX(0, MIN(CAST(revision AS INTEGER), {most})) = {} AND EXISTS (\
            SELECT 1 FROM {} WHERE lane = {lane} AND epoch = {epoch} AND owner IS NOT NULL)",
         at(row.id.position),
         Hex(row.id.message.as_bytes()),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use outbox_core::dead_letters::{DeadLetterQuery, DeadLetters};
 use outbox_core::delivery::{Failure, Lease, Receipt, Settlement, WorkerId};
 use outbox_core::store::{Delivered, Failed, KeepLeases, Purge, Settle, StoreErrorKind, TakeOver};
 use tokio::time::Instant;
@@ -230,7 +231,7 @@ async fn a_row_with_a_count_beyond_its_range_is_read_and_settled() -> Result<()>
     let lab = Lab::new().await?;
     lab.add(vec![message("a"), message("b")]).await?;
     let mut connection = lab.connect().await?;
-    let counts = "UPDATE outbox SET attempts = 5000000000, revision = -7 WHERE id = 1";
+    let counts = "UPDATE outbox SET attempts = 5000000000, revision = 'x' WHERE id = 1";
     run(&mut connection, counts).await?;
     let rows = deliveries(lab.page().await?);
     assert_eq!(rows.len(), 2, "it stops the others");
@@ -245,6 +246,10 @@ async fn a_row_with_a_count_beyond_its_range_is_read_and_settled() -> Result<()>
     let held = Failed::new(id_of(&rows[0]), lease, state, u32::MAX, Settlement::Held, failure);
     assert_eq!(lab.store.settle(Settle::new(&[], &[held])).await?.refused, []);
     assert!(deliveries(lab.page().await?)[0].state.held);
+    let revised = "UPDATE outbox SET attempts = 5000000000 WHERE id = 1";
+    run(&mut connection, revised).await?;
+    let listed = lab.store.list(&DeadLetterQuery::new()).await?;
+    assert_eq!(listed.len(), 1);
     Ok(())
 }
 
