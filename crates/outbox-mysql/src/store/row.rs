@@ -25,15 +25,17 @@ pub(super) fn size(alias: &str) -> String {
 /// attempts, revision, held, wait and retried, with commas between them.
 ///
 /// One column, because each costs both sides something for every message, and nearly all are new.
+/// Of a row that is passed all columns are null, and so is every part of the condition: nothing more is
+/// worked out for it.
 /// The wait is what remains by the database's clock, in microseconds.
 pub(super) fn state(alias: &str) -> String {
     format!(
-        "IF({alias}.attempts = 0 AND {alias}.revision = 0 AND {alias}.held_at IS NULL \
-           AND {alias}.available_at IS NULL AND {alias}.retried = 0, NULL, \
+        "IF({alias}.attempts > 0 OR {alias}.revision > 0 OR {alias}.held_at IS NOT NULL \
+           OR {alias}.available_at IS NOT NULL OR {alias}.retried <> 0, \
          CONCAT_WS(',', {alias}.attempts, {alias}.revision, {alias}.held_at IS NOT NULL, \
            IF({alias}.available_at IS NULL, 0, \
              GREATEST(0, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), {alias}.available_at))), \
-           {alias}.retried <> 0))"
+           {alias}.retried <> 0), NULL)"
     )
 }
 
