@@ -11,8 +11,9 @@ const ROOM: usize = 100;
 
 /// Opens when the broker is unavailable, or when something timed out, provided nothing was
 /// acknowledged since that message was sent; any acknowledgement closes it, and so does a refusal once
-/// no trouble came for long. Beside traffic, one leaderless partition therefore does not open it. While it is open, single messages probe. None
-/// waits for the answer to the one before, which may be for such a partition and never get one.
+/// no trouble came for long. Beside traffic, one leaderless partition therefore does not open it.
+/// While it is open, single messages probe. None waits for the answer to the one before, which may be
+/// for such a partition and never get one.
 ///
 /// Where the broker answers a check all the same, what is down may be a partition, and not the whole:
 /// then as many messages may go as [`ROOM`] says, until one of them finds trouble again.
@@ -120,17 +121,14 @@ impl Circuit {
             return false;
         }
         self.checked(false);
-        let opened = self.open.is_none();
-        if opened {
-            let probe_at = now + FIRST_PROBE.mul_f64(0.5 + 0.5 * random);
-            let wait = FIRST_PROBE * 2;
-            let (since, troubled) = (now, now);
-            self.open = Some(Open { since, troubled, probe_at, wait, answers: false, room: 0 });
-        }
         if let Some(open) = &mut self.open {
             open.troubled = now;
+            return false;
         }
-        opened
+        let (since, troubled, wait) = (now, now, FIRST_PROBE * 2);
+        let probe_at = now + FIRST_PROBE.mul_f64(0.5 + 0.5 * random);
+        self.open = Some(Open { since, troubled, probe_at, wait, answers: false, room: 0 });
+        true
     }
 
     /// A probe ended without telling anything about the broker: probe again by then.

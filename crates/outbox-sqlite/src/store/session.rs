@@ -16,8 +16,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 /// The application's options, with the settings that the relay relies on.
 ///
 /// At NORMAL a commit waits for no disk while it keeps writers out, but for the first one into a log
-/// that starts over, about every thousand pages; writers sync what they need with their own commits. A power cut may take back the relay's last writes, which repeats deliveries
-/// and loses nothing.
+/// that starts over, about every thousand pages; writers sync what they need with their own commits.
+/// A power cut may take back the relay's last writes, which repeats deliveries and loses nothing.
 pub(super) fn options(options: SqliteConnectOptions) -> SqliteConnectOptions {
     options
         .create_if_missing(false)

@@ -62,7 +62,8 @@ pub(super) fn failed(tables: &Tables, row: &Failed) -> String {
     }
 }
 
-/// The row as it was read (see `read_state`), in a lane that is still leased as it was when the decision was made.
+/// The row as it was read (see `read_state`), in a lane that is still leased as it was when the
+/// decision was made.
 fn fence(tables: &Tables, row: &Failed) -> String {
     let Lease { lane, epoch } = row.lease;
     format!(
