@@ -264,7 +264,8 @@ impl Machine {
     /// A machine that has opened a store with this profile and holds no lanes yet.
     pub fn new(settings: Settings, profile: StoreProfile, now: Time) -> Self {
         // A topic may use half of the window, so that no other one ever waits for it alone.
-        let topics = Topics::new(settings.topics.clone(), settings.rows_in_flight / 2);
+        let topics =
+            Topics::new(settings.topics.clone(), settings.retry, settings.rows_in_flight / 2);
         Self {
             random: SmallRng::seed_from_u64(settings.seed),
             events: Vec::new(),

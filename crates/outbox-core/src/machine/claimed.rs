@@ -144,7 +144,7 @@ impl Machine {
                         (row.unknown, row.not_sent) = (0, 0);
                         row.unreadable = None;
                     }
-                    let longest = self.topics.retry(row.topic, self.settings.retry).cap();
+                    let longest = self.topics.retry(row.topic).cap();
                     set_state(row, new, longest, now);
                     self.place(id, now);
                 }
@@ -335,7 +335,7 @@ impl Machine {
         if row.phase != Phase::Queued || row.content.is_some() {
             return;
         }
-        let longest = self.topics.retry(row.topic, self.settings.retry).cap();
+        let longest = self.topics.retry(row.topic).cap();
         match answer {
             Some(Claimed::Delivery(delivery)) if delivery.message.id() == row.id => {
                 refresh(row, delivery.state, longest, now);
@@ -382,7 +382,7 @@ impl Machine {
         let epoch = self.leases.get(lane).map_or(0, |held| held.epoch);
         let mut row = Row::new(lane, epoch, key, topic, id, now.saturating_sub(delivery.age));
         row.set_bytes(delivery.message.size());
-        let longest = self.topics.retry(topic, self.settings.retry).cap();
+        let longest = self.topics.retry(topic).cap();
         set_state(&mut row, delivery.state, longest, now);
         let blocked = row.held || row.parked_until.is_some();
         if !blocked && self.keeps_content(key, topic, now) {
@@ -410,7 +410,7 @@ impl Machine {
         let epoch = self.leases.get(lane).map_or(0, |held| held.epoch);
         let mut row = Row::new(lane, epoch, key, topic, id, now.saturating_sub(unreadable.age));
         row.unreadable = Some(Box::new(unreadable.failure));
-        let longest = self.topics.retry(topic, self.settings.retry).cap();
+        let longest = self.topics.retry(topic).cap();
         set_state(&mut row, unreadable.state, longest, now);
         self.rows.insert(position, Box::new(row));
         self.queue_or_bar(position, lane, now);

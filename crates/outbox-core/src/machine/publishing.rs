@@ -473,7 +473,7 @@ impl Machine {
         attempts: u32,
         random: f64,
     ) -> Settlement {
-        let retry = self.topics.retry(topic, self.settings.retry);
+        let retry = self.topics.retry(topic);
         let delay = match kind {
             PublishErrorKind::Rejected => None,
             _ => retry.delay(attempts, random),

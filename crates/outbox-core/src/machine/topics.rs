@@ -23,6 +23,8 @@ pub(super) struct Topics {
     by_name: HashMap<Arc<str>, TopicId>,
     all: Vec<Topic>,
     policies: HashMap<String, TopicPolicy>,
+    /// Of topics that have none of their own.
+    retry: RetryPolicy,
     largest_share: usize,
     /// When it was last looked which topics are slow, and the first batch that came later.
     aged_at: Time,
@@ -63,12 +65,17 @@ struct Closed {
 }
 
 impl Topics {
-    pub(super) fn new(policies: HashMap<String, TopicPolicy>, largest_share: usize) -> Self {
+    pub(super) fn new(
+        policies: HashMap<String, TopicPolicy>,
+        retry: RetryPolicy,
+        largest_share: usize,
+    ) -> Self {
         let largest_share = largest_share.max(1);
         Self {
             by_name: HashMap::new(),
             all: Vec::new(),
             policies,
+            retry,
             largest_share,
             aged_at: Time::ZERO,
             age_batch: 0,
@@ -111,9 +118,9 @@ impl Topics {
         &self.all[id.0 as usize]
     }
 
-    /// The topic's own retry policy, or else the given one.
-    pub(super) fn retry(&self, id: TopicId, otherwise: RetryPolicy) -> RetryPolicy {
-        self.get(id).policy.retry.unwrap_or(otherwise)
+    /// The topic's own retry policy, or else that of all.
+    pub(super) fn retry(&self, id: TopicId) -> RetryPolicy {
+        self.get(id).policy.retry.unwrap_or(self.retry)
     }
 
     pub(super) fn get_mut(&mut self, id: TopicId) -> &mut Topic {
@@ -248,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_topic_never_takes_more_than_its_share_and_a_timeout_halves_it_once() {
-        let mut topics = Topics::new(HashMap::new(), 100);
+        let mut topics = Topics::new(HashMap::new(), RetryPolicy::default(), 100);
         let id = topics.id("t");
         let now = Duration::from_secs(1);
         for _ in 0..50 {
@@ -265,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_closed_topic_is_probed_by_one_message_at_a_time() {
-        let mut topics = Topics::new(HashMap::new(), 100);
+        let mut topics = Topics::new(HashMap::new(), RetryPolicy::default(), 100);
         let id = topics.id("t");
         let topic = topics.get_mut(id);
         assert!(topic.close(Duration::ZERO, 1.0));
@@ -284,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_topic_is_slow_while_a_message_waits_for_longer_than_a_second() {
-        let mut topics = Topics::new(HashMap::new(), 100);
+        let mut topics = Topics::new(HashMap::new(), RetryPolicy::default(), 100);
         let id = topics.id("t");
         let second = |n| Duration::from_secs(n);
         topics.get_mut(id).sent(1);

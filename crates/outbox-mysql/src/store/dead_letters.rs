@@ -194,8 +194,8 @@ fn discard(tables: &Tables, row: &Row) -> Verb {
         Place::Held => {
             let packet = format!(
                 "BEGIN;{lock};{delete};\
-             DELETE FROM {held} WHERE outbox_id = {id} AND message_id = {message};\
-             COMMIT",
+                 DELETE FROM {held} WHERE outbox_id = {id} AND message_id = {message};\
+                 COMMIT",
                 lock = lock(tables, *id, &message),
                 delete = delete_sql(
                     tables,
