@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use futures_util::TryStreamExt;
 use outbox_core::message::header;
 use rdkafka::{
@@ -19,16 +19,17 @@ use rdkafka::{
     message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
 };
-use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
+use sqlx::{AssertSqlSafe, MySqlConnection, Row, mysql::MySqlRow};
 use tokio::{
+    runtime::Runtime,
     sync::{Notify, mpsc},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 use uuid::{Uuid, fmt::Hyphenated};
 
 use crate::{
     relay,
-    site::{Site, run},
+    site::{Site, first, run},
 };
 
 /// Rows of a page; 5,000 read no faster.
@@ -48,16 +49,57 @@ pub(crate) async fn read(site: &Site, rows: usize) -> Result<Duration> {
     let began = Instant::now();
     let (mut after, mut count) = (0, 0);
     while count < rows {
-        let page = page(&mut connection, after).await?;
+        let page = page(&mut connection, &Share::all(rows), after).await?;
         after = page.last().map(id).transpose()?.context("rows are missing")?;
         count += page.len();
     }
     Ok(began.elapsed())
 }
 
-async fn page(connection: &mut MySqlConnection, after: u64) -> Result<Vec<MySqlRow>> {
-    let query = "SELECT id, message_key, payload FROM outbox WHERE id > ? ORDER BY id LIMIT ?";
-    let rows = sqlx::query(query).bind(after).bind(PAGE as u64).fetch(connection);
+/// What one of several relays drains: rows of some lanes, or all.
+#[derive(Debug, Clone)]
+pub(crate) struct Share {
+    /// A condition on the lane.
+    lanes: &'static str,
+    rows: usize,
+}
+
+impl Share {
+    pub(crate) fn all(rows: usize) -> Self {
+        Self { lanes: "", rows }
+    }
+
+    /// The outbox, which has so many rows, among 1, 2 or 4.
+    pub(crate) async fn among(site: &Site, number: usize, rows: usize) -> Result<Vec<Self>> {
+        let conditions = match number {
+            1 => return Ok(vec![Self::all(rows)]),
+            2 => &["lane < 8", "lane >= 8"][..],
+            4 => &["lane < 4", "lane BETWEEN 4 AND 7", "lane BETWEEN 8 AND 11", "lane > 11"],
+            number => bail!("no shares for {number}"),
+        };
+        let mut connection = site.connect().await?;
+        let mut shares = vec![];
+        for condition in conditions {
+            let count = format!("SELECT COUNT(*) FROM outbox WHERE {condition}");
+            let rows = first(&mut connection, &count).await?.parse()?;
+            shares.push(Self { lanes: condition, rows });
+        }
+        ensure!(shares.iter().map(|share| share.rows).sum::<usize>() == rows, "rows are missing");
+        Ok(shares)
+    }
+}
+
+async fn page(
+    connection: &mut MySqlConnection,
+    share: &Share,
+    after: u64,
+) -> Result<Vec<MySqlRow>> {
+    let and = if share.lanes.is_empty() { "" } else { "AND" };
+    let query = format!(
+        "SELECT id, message_key, payload FROM outbox WHERE id > ? {and} {} ORDER BY id LIMIT ?",
+        share.lanes
+    );
+    let rows = sqlx::query(AssertSqlSafe(query)).bind(after).bind(PAGE as u64).fetch(connection);
     Ok(rows.try_collect().await?)
 }
 
@@ -206,7 +248,7 @@ pub(crate) async fn produce(
     let mut connection = site.connect().await?;
     let (mut rows, mut after) = (vec![], 0);
     while rows.len() < messages.min(40_000) {
-        let page = page(&mut connection, after).await?;
+        let page = page(&mut connection, &Share::all(messages), after).await?;
         after = page.last().map(id).transpose()?.context("rows are missing")?;
         rows.extend(page);
     }
@@ -229,95 +271,164 @@ pub(crate) async fn produce(
     .await?
 }
 
-/// Reads, produces and deletes, all at once, over so many connections that delete. Gives the time
-/// from the first read to the last delete, and what `count` says then, while all threads live.
+/// Reads, produces and deletes, all at once; each share by connections, a producer and threads of
+/// its own, so many of its connections to delete. Gives the time from the first read to the last
+/// delete, and what `count` says then, while all threads live.
 pub(crate) async fn overlapped<T>(
     site: &Site,
     bootstrap: &str,
     topic: &str,
-    rows: usize,
+    shares: &[Share],
     deleters: usize,
     stages: Stages,
     count: impl AsyncFnOnce() -> Result<T>,
 ) -> Result<(Duration, T)> {
-    let acked = Arc::new(Acked::default());
-    let producer = producer(bootstrap, &acked)?;
-    producer.client().fetch_metadata(Some(topic), Duration::from_secs(10))?;
-    let mut reader = site.connect().await?;
-    let mut deleting = vec![];
-    for _ in 0..deleters {
-        let mut connection = site.connect().await?;
-        if stages.keys_only {
-            run(&mut connection, "SET SESSION binlog_row_image = MINIMAL").await?;
-        }
-        deleting.push(connection);
+    let mut lines = vec![];
+    for share in shares {
+        lines.push(Line::open(site, bootstrap, topic, share, deleters, stages.keys_only).await?);
     }
-    // The same threads as our relay has.
-    let runtime = relay::runtime()?;
     let began = Instant::now();
-    let (pages, mut arriving) = mpsc::channel::<Vec<MySqlRow>>(2);
-    let read = runtime.spawn(async move {
-        let (mut after, mut count) = (0, 0);
-        while count < rows {
-            let page = page(&mut reader, after).await?;
-            after = page.last().map(id).transpose()?.context("rows are missing")?;
-            count += page.len();
-            pages.send(page).await?;
-        }
-        anyhow::Ok(())
-    });
-    let sent = {
-        let (acked, topic) = (Arc::clone(&acked), topic.to_owned());
-        runtime.spawn_blocking(move || {
-            let mut sent = 0;
-            while let Some(page) = arriving.blocking_recv() {
-                for row in &page {
-                    send(&producer, &acked, &topic, sent, row, stages.ids)?;
-                    sent += 1;
-                }
-            }
-            anyhow::Ok(producer)
-        })
-    };
-    let deleted = Arc::new(AtomicUsize::new(0));
-    let mut deletes = vec![];
-    for mut connection in deleting {
-        let (acked, deleted) = (Arc::clone(&acked), Arc::clone(&deleted));
-        deletes.push(runtime.spawn(async move {
-            while deleted.load(Ordering::Acquire) < rows {
-                let full =
-                    || acked.ids.lock().unwrap_or_else(PoisonError::into_inner).len() >= LIST;
-                if !full() {
-                    let _ = tokio::time::timeout(LINGER, acked.arrived.notified()).await;
-                }
-                let mut list: Vec<u64> = {
-                    let mut ids = acked.ids.lock().unwrap_or_else(PoisonError::into_inner);
-                    if stages.ranges {
-                        ids.make_contiguous().sort_unstable();
-                    }
-                    let count = ids.len().min(LIST);
-                    ids.drain(..count).collect()
-                };
-                if list.is_empty() {
-                    continue;
-                }
-                list.sort_unstable();
-                deleted.fetch_add(list.len(), Ordering::Release);
-                let text = if stages.ranges { range_text(&list) } else { delete_text(&list) };
-                run(&mut connection, &text).await?;
-            }
-            anyhow::Ok(())
-        }));
-    }
-    read.await??;
-    // It lives until its last answer came.
-    let producer = sent.await??;
-    for delete in deletes {
-        delete.await??;
+    let running: Vec<_> = lines.into_iter().map(|line| line.start(topic, stages)).collect();
+    let mut ended = vec![];
+    for line in running {
+        ended.push(line.end().await?);
     }
     let took = began.elapsed();
     let counted = count().await?;
-    drop(producer);
-    runtime.shutdown_background();
+    for (producer, runtime) in ended {
+        drop(producer);
+        runtime.shutdown_background();
+    }
     Ok((took, counted))
+}
+
+/// The three stages of one share.
+struct Line {
+    share: Share,
+    acked: Arc<Acked>,
+    producer: ThreadedProducer<Collect>,
+    reader: MySqlConnection,
+    deleting: Vec<MySqlConnection>,
+    runtime: Runtime,
+}
+
+/// A line that is under way.
+struct Running {
+    read: JoinHandle<Result<()>>,
+    sent: JoinHandle<Result<ThreadedProducer<Collect>>>,
+    deletes: Vec<JoinHandle<Result<()>>>,
+    runtime: Runtime,
+}
+
+impl Line {
+    async fn open(
+        site: &Site,
+        bootstrap: &str,
+        topic: &str,
+        share: &Share,
+        deleters: usize,
+        keys_only: bool,
+    ) -> Result<Self> {
+        let acked = Arc::new(Acked::default());
+        let producer = producer(bootstrap, &acked)?;
+        producer.client().fetch_metadata(Some(topic), Duration::from_secs(10))?;
+        let reader = site.connect().await?;
+        let mut deleting = vec![];
+        for _ in 0..deleters {
+            let mut connection = site.connect().await?;
+            if keys_only {
+                run(&mut connection, "SET SESSION binlog_row_image = MINIMAL").await?;
+            }
+            deleting.push(connection);
+        }
+        // The same threads as our relay has.
+        let runtime = relay::runtime()?;
+        Ok(Self { share: share.clone(), acked, producer, reader, deleting, runtime })
+    }
+
+    fn start(self, topic: &str, stages: Stages) -> Running {
+        let Self { share, acked, producer, reader, deleting, runtime } = self;
+        let (pages, mut arriving) = mpsc::channel::<Vec<MySqlRow>>(2);
+        let rows = share.rows;
+        let read = runtime.spawn(read_share(reader, share, pages));
+        let sent = {
+            let (acked, topic) = (Arc::clone(&acked), topic.to_owned());
+            runtime.spawn_blocking(move || {
+                let mut sent = 0;
+                while let Some(page) = arriving.blocking_recv() {
+                    for row in &page {
+                        send(&producer, &acked, &topic, sent, row, stages.ids)?;
+                        sent += 1;
+                    }
+                }
+                anyhow::Ok(producer)
+            })
+        };
+        let deleted = Arc::new(AtomicUsize::new(0));
+        let delete = |connection| {
+            let (acked, deleted) = (Arc::clone(&acked), Arc::clone(&deleted));
+            runtime.spawn(delete_acked(connection, acked, deleted, rows, stages.ranges))
+        };
+        let deletes = deleting.into_iter().map(delete).collect();
+        Running { read, sent, deletes, runtime }
+    }
+}
+
+impl Running {
+    /// Waits for the last delete. Gives what still has threads.
+    async fn end(self) -> Result<(ThreadedProducer<Collect>, Runtime)> {
+        self.read.await??;
+        let producer = self.sent.await??;
+        for delete in self.deletes {
+            delete.await??;
+        }
+        Ok((producer, self.runtime))
+    }
+}
+
+async fn read_share(
+    mut reader: MySqlConnection,
+    share: Share,
+    pages: mpsc::Sender<Vec<MySqlRow>>,
+) -> Result<()> {
+    let (mut after, mut count) = (0, 0);
+    while count < share.rows {
+        let page = page(&mut reader, &share, after).await?;
+        after = page.last().map(id).transpose()?.context("rows are missing")?;
+        count += page.len();
+        pages.send(page).await?;
+    }
+    Ok(())
+}
+
+/// Deletes what is acknowledged, beside others, until all of them have deleted so many rows.
+async fn delete_acked(
+    mut connection: MySqlConnection,
+    acked: Arc<Acked>,
+    deleted: Arc<AtomicUsize>,
+    rows: usize,
+    ranges: bool,
+) -> Result<()> {
+    while deleted.load(Ordering::Acquire) < rows {
+        let full = || acked.ids.lock().unwrap_or_else(PoisonError::into_inner).len() >= LIST;
+        if !full() {
+            let _ = tokio::time::timeout(LINGER, acked.arrived.notified()).await;
+        }
+        let mut list: Vec<u64> = {
+            let mut ids = acked.ids.lock().unwrap_or_else(PoisonError::into_inner);
+            if ranges {
+                ids.make_contiguous().sort_unstable();
+            }
+            let count = ids.len().min(LIST);
+            ids.drain(..count).collect()
+        };
+        if list.is_empty() {
+            continue;
+        }
+        list.sort_unstable();
+        deleted.fetch_add(list.len(), Ordering::Release);
+        let text = if ranges { range_text(&list) } else { delete_text(&list) };
+        run(&mut connection, &text).await?;
+    }
+    Ok(())
 }

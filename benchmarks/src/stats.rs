@@ -13,6 +13,11 @@ impl Runs {
         percentile(&self.0, 0.5)
     }
 
+    /// NaN if nothing was measured.
+    pub(crate) fn last(&self) -> f64 {
+        self.0.last().copied().unwrap_or(f64::NAN)
+    }
+
     /// Every repetition of ours by the one of theirs that was measured beside it.
     pub(crate) fn ratio(&self, other: &Self) -> Self {
         Self(self.0.iter().zip(&other.0).map(|(ours, theirs)| ours / theirs).collect())

@@ -21,7 +21,7 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
         let mut table = vec![];
         for _ in 0..2 {
             let ours = filled(lab, &site, kafka, rows).await?.1;
-            let raw = overlapped(lab, &site, kafka, rows, USUAL).await?.1;
+            let raw = overlapped(lab, &site, kafka, rows, 1, USUAL).await?.1;
             let each = |amount: f64| format!("{:.1}", amount / rows as f64);
             let cells = |name: &str, allocations: f64, bytes: f64| {
                 [engine.to_string(), name.to_owned(), each(allocations), each(bytes)]

@@ -12,7 +12,7 @@ use crate::{
     lab::{Lab, per_second},
     loops,
     plot::Bars,
-    raw::{self, Stages},
+    raw::{self, Share, Stages},
     relay::Relay,
     report::Page,
     site::{Backlog, Site, Topic},
@@ -61,7 +61,7 @@ async fn of(lab: &Lab, engine: Engine, rows: usize, page: &mut Page) -> Result<(
     let mut bare = Runs::default();
     for _ in 0..lab.pick(1, 2) {
         let stages = Stages { ids: false, ..USUAL };
-        bare.push(per_second(rows, overlapped(lab, &site, kafka, rows, stages).await?.0));
+        bare.push(per_second(rows, overlapped(lab, &site, kafka, rows, 1, stages).await?.0));
     }
     let stages = stages(lab, &site, kafka, rows).await?;
     let loops = loops(lab, &site, kafka, rows).await?;
@@ -181,7 +181,7 @@ async fn sides(
                 }
                 Some((stages, (runs, used))) => {
                     let name = if stages.ranges { "limit by ranges" } else { "limit" };
-                    (name, runs, used, overlapped(lab, site, kafka, rows, *stages).await?)
+                    (name, runs, used, overlapped(lab, site, kafka, rows, 1, *stages).await?)
                 }
             };
             runs.push(per_second(rows, time));
@@ -207,21 +207,23 @@ pub(super) async fn filled(
     Ok(drained)
 }
 
-/// Fills the outbox, and reads, produces and deletes its rows.
+/// Fills the outbox, and reads, produces and deletes its rows, as so many relays do.
 pub(super) async fn overlapped(
     lab: &Lab,
     site: &Site,
     kafka: &Kafka,
     rows: usize,
+    number: usize,
     stages: Stages,
 ) -> Result<(Duration, Cpu)> {
     let topic = Topic::new(kafka, PARTITIONS).await?;
     site.fill(&topic.name, Backlog::of(rows)).await?;
+    let shares = Share::among(site, number, rows).await?;
     let before = lab.cpu(site.engine).await?;
     let count = async || lab.cpu(site.engine).await;
     let bootstrap = kafka.bootstrap();
     let (time, after) =
-        raw::overlapped(site, bootstrap, &topic.name, rows, DELETERS, stages, count).await?;
+        raw::overlapped(site, bootstrap, &topic.name, &shares, DELETERS, stages, count).await?;
     site.must_be_empty().await?;
     topic.delete().await?;
     Ok((time, after - before))

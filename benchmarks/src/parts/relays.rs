@@ -14,10 +14,11 @@ use outbox_core::broker::{
 use outbox_kafka::KafkaBroker;
 use tokio::sync::watch;
 
-use super::drain::PARTITIONS;
+use super::drain::{self, PARTITIONS, USUAL};
 use crate::{
     cpu::Cpu,
     lab::{Lab, per_second},
+    raw::Stages,
     relay::Relay,
     report::Page,
     site::{Backlog, Site, Topic},
@@ -81,6 +82,24 @@ struct Together {
     used: Cpu,
 }
 
+impl Together {
+    /// What the last run reached, and what all used.
+    fn line(&self, engine: Engine, name: &str) -> String {
+        let used = self.used.of_each(self.messages).join(" + ");
+        format!("{engine}, {name}: {}/s, {used} µs", rate(self.runs.last()))
+    }
+
+    fn row(&self, engine: Engine, name: String, one: &Self, limit: &Self) -> [String; 9] {
+        let by = |other: &Self| match other.messages {
+            0 => String::new(),
+            _ => self.runs.ratio(&other.runs).show(share),
+        };
+        let [database, kafka, relay, client] = self.used.of_each(self.messages);
+        let engine = engine.to_string();
+        [engine, name, self.runs.rate(), by(one), by(limit), database, kafka, relay, client]
+    }
+}
+
 /// Whether relays know the backlog before they may publish it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Begin {
@@ -105,7 +124,11 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
          share the lanes evenly on. For the first ten seconds a relay cannot know of rows that \
          another one has deleted that they are not to come yet, and asks for them again and again. \
          After a silence: as running, but the broker takes the first messages and answers nothing \
-         until the backlog is there, most of which the relay then knows as ids only."
+         until the backlog is there, most of which the relay then knows as ids only. The limit: so \
+         many times the three stages of a relay (a read of the rows of its lanes, a produce of \
+         them, a delete by ranges where ids follow each other and by lists where they do not) \
+         overlapped with nothing in between, from the whole backlog on; in turn with the relays that \
+         run."
     ));
     let mut rows = vec![];
     for engine in lab.engines() {
@@ -114,27 +137,27 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
         let silence = (Begin::Silence, 3, &[1][..]);
         for (begin, rounds, numbers) in lab.pick(&[started][..], &[running, started, silence]) {
             let mut measured = vec![Together::default(); numbers.len()];
+            let mut limits = vec![Together::default(); numbers.len()];
             for _ in 0..*rounds {
-                for (number, all) in numbers.iter().zip(&mut measured) {
-                    let reached = together(lab, engine, *begin, *number, count, all).await?;
-                    let (begin, used) = (begin.name(), all.used.of_each(all.messages).join(" + "));
-                    let reached = rate(reached);
-                    lab.progress(format!("{engine}, {number} {begin}: {reached}/s, {used} µs"));
+                for ((number, all), limit) in numbers.iter().zip(&mut measured).zip(&mut limits) {
+                    together(lab, engine, *begin, *number, count, all).await?;
+                    lab.progress(all.line(engine, &format!("{number} {}", begin.name())));
+                    if *begin == Begin::Running {
+                        overlapped(lab, engine, *number, count, limit).await?;
+                        lab.progress(limit.line(engine, &format!("limit of {number}")));
+                    }
                 }
             }
-            for (number, all) in numbers.iter().zip(&measured) {
+            if *begin == Begin::Running {
+                for (number, limit) in numbers.iter().zip(&limits) {
+                    let name = format!("the limit of {number}");
+                    rows.push(limit.row(engine, name, &limits[0], limit));
+                }
+            }
+            for ((number, all), limit) in numbers.iter().zip(&measured).zip(&limits) {
                 let ratio = all.runs.ratio(&measured[0].runs);
-                let [database, kafka, relay, client] = all.used.of_each(all.messages);
-                rows.push([
-                    engine.to_string(),
-                    format!("{number} {}", begin.name()),
-                    all.runs.rate(),
-                    ratio.show(share),
-                    database,
-                    kafka,
-                    relay,
-                    client,
-                ]);
+                let name = format!("{number} {}", begin.name());
+                rows.push(all.row(engine, name, &measured[0], limit));
                 let target = match (number, begin) {
                     (2, Begin::Running) => 0.9,
                     (4, Begin::Running) => 0.8,
@@ -149,8 +172,17 @@ pub(crate) async fn run(lab: &Lab) -> Result<Page> {
             }
         }
     }
-    let columns =
-        ["", "relays", "messages/s", "by one", "database", "Kafka", "relays", "librdkafka"];
+    let columns = [
+        "",
+        "relays",
+        "messages/s",
+        "by one",
+        "by the limit",
+        "database",
+        "Kafka",
+        "relays",
+        "librdkafka",
+    ];
     page.table(columns, &rows);
     Ok(page)
 }
@@ -172,7 +204,7 @@ async fn together(
     number: usize,
     count: usize,
     measured: &mut Together,
-) -> Result<f64> {
+) -> Result<()> {
     let kafka = lab.kafka().await?;
     let topic = Topic::new(kafka, PARTITIONS).await?;
     let site = Site::new(lab, engine).await?;
@@ -218,14 +250,30 @@ async fn together(
     let time = began.elapsed();
     measured.used += lab.cpu(engine).await? - cpu;
     measured.messages += count - before;
-    let reached = per_second(count - before, time);
-    measured.runs.push(reached);
+    measured.runs.push(per_second(count - before, time));
     for relay in relays {
         relay.stop().await?;
     }
     site.must_be_empty().await?;
-    topic.delete().await?;
-    Ok(reached)
+    topic.delete().await
+}
+
+/// The stages of so many relays with nothing in between.
+async fn overlapped(
+    lab: &Lab,
+    engine: Engine,
+    number: usize,
+    count: usize,
+    measured: &mut Together,
+) -> Result<()> {
+    let site = Site::new(lab, engine).await?;
+    let kafka = lab.kafka().await?;
+    let stages = Stages { ranges: true, ..USUAL };
+    let (time, used) = drain::overlapped(lab, &site, kafka, count, number, stages).await?;
+    measured.used += used;
+    measured.messages += count;
+    measured.runs.push(per_second(count, time));
+    Ok(())
 }
 
 /// Waits until so many relays share the lanes evenly.

@@ -6,7 +6,7 @@ use super::drain::{DELETERS, PARTITIONS, USUAL, drain, drain_by};
 use crate::{
     cpu::Cpu,
     lab::{Lab, per_second},
-    raw,
+    raw::{self, Share},
     report::Page,
     site::{Backlog, Site, Topic},
     stats::{Runs, rate, share},
@@ -74,16 +74,11 @@ pub(crate) async fn payloads(lab: &Lab) -> Result<Page> {
                 site.fill(&topic.name, backlog).await?;
                 let bootstrap = kafka.bootstrap();
                 let count = async || Ok(());
-                let (time, ()) = raw::overlapped(
-                    &site,
-                    bootstrap,
-                    &topic.name,
-                    backlog.rows,
-                    DELETERS,
-                    USUAL,
-                    count,
-                )
-                .await?;
+                let name = &topic.name;
+                let shares = [Share::all(backlog.rows)];
+                let (time, ()) =
+                    raw::overlapped(&site, bootstrap, name, &shares, DELETERS, USUAL, count)
+                        .await?;
                 limit.push(per_second(backlog.rows, time));
                 topic.delete().await?;
             }
