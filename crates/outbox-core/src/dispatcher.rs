@@ -131,7 +131,7 @@ pub struct Summary {
     pub delivered: u64,
     /// Attempts that failed and were counted.
     pub retried: u64,
-    /// Messages that are held now.
+    /// Messages that died and are held.
     pub held: u64,
     /// Messages that moved to the dead letters.
     pub dead: u64,

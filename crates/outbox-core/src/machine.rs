@@ -37,7 +37,7 @@ use self::leasing::Leases;
 use self::orders::PageOrder;
 pub use self::orders::{Action, ClaimOrder, Input, KeepOrder, SettleOrder};
 use self::pace::Pace;
-use self::publishing::Batch;
+use self::publishing::{AMBIGUOUS, Batch};
 pub use self::settings::Settings;
 use self::settling::{Fading, Unsettled};
 use self::topics::{TopicId, Topics};
@@ -415,7 +415,10 @@ impl Machine {
 
     /// How the dispatcher is doing.
     pub fn status(&self, now: Time) -> Status {
-        let closed = self.topics.ids().map(|id| self.topics.get(id)).filter(|t| t.is_closed());
+        // Without lanes nothing is counted or sent: what was known before says nothing any more.
+        let has_lanes = self.leases.len() > 0;
+        let topics = self.topics.ids().map(|id| self.topics.get(id));
+        let closed = topics.filter(|topic| has_lanes && topic.is_closed());
         Status {
             health: self.health(now),
             lanes: self.leases.len(),
@@ -424,7 +427,7 @@ impl Machine {
             known: self.rows.len() + self.lanes.values().map(LaneRows::unread_count).sum::<usize>(),
             held_keys: self.watched.len(),
             closed_topics: closed.map(|topic| Arc::clone(&topic.name)).collect(),
-            backlog: self.backlog,
+            backlog: self.backlog.filter(|_| has_lanes),
             last_delivery: self.circuit.last_ack().map(|ack| now.saturating_sub(ack)),
             detail: self.leases.waiting_for(now).map(|(worker, wait)| {
                 format!("waiting for the lanes of {worker}, {} s", wait.as_secs())
@@ -515,7 +518,6 @@ impl Machine {
         if self.leases.len() == 0 && self.checked && troubled {
             // Without lanes nothing shows that store and broker work again: a check must, or this
             // worker would never take a lane again.
-            self.claim_failing = None;
             self.checked = false;
             self.check_at = now + self.time_off();
         }
@@ -578,18 +580,33 @@ impl Machine {
 
     fn checked(&mut self, result: Result<(), PublishErrorKind>, now: Time) {
         self.checking = false;
-        self.check_at = now + Duration::from_secs(1);
-        if self.leases.len() > 0 {
-            // Whether messages arrive is what counts; a check tells how many may try.
-            self.circuit.checked(result.is_ok());
-            self.checked |= result.is_ok();
-            return;
+        let has_lanes = self.leases.len() > 0;
+        if !has_lanes && self.check_at > now {
+            return; // Asked while there were lanes: it would end the time without them.
         }
-        self.checked = result.is_ok();
-        if self.checked {
+        self.check_at = now + Duration::from_secs(1);
+        let passed = result.is_ok();
+        if has_lanes {
+            // Whether messages arrive is what counts; a check tells how many may try. Where none waits,
+            // or none found trouble for longer than a doubtful one waits and is undecided, no message
+            // will tell more.
+            self.circuit.checked(passed);
+            self.checked |= passed;
+            let long = AMBIGUOUS.cap() + self.settings.undecided;
+            let long = if self.is_idle() { Duration::ZERO } else { long };
+            return self.well_for(long, now);
+        }
+        self.checked = passed;
+        self.claim_failing = None;
+        if passed {
             self.keep_at = self.keep_at.min(now);
             if let Some(since) = self.circuit.close() {
                 self.tell(Event::CircuitClosed { after: now.saturating_sub(since) });
+            }
+        } else {
+            let random = self.chance();
+            if self.circuit.troubled(now, now, random) {
+                self.tell(Event::CircuitOpened);
             }
         }
     }
@@ -622,7 +639,11 @@ impl Machine {
                 self.backlog = Some(backlog);
                 self.tell(Event::BacklogSampled { backlog });
             }
-            Err(kind) => self.store_failed(Step::Backlog, kind),
+            Err(kind) => {
+                // What was counted before is no news, and an alert on it would never come.
+                self.backlog = None;
+                self.store_failed(Step::Backlog, kind);
+            }
         }
     }
 

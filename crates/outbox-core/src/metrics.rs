@@ -10,7 +10,8 @@ use crate::store::StoreErrorKind;
 ///
 /// Alert on `outbox_oldest_pending_age_seconds` first, then on `outbox_held_messages` and
 /// `outbox_dead_messages`. Topics that were not named appear as `other`, so that the number of
-/// series stays bounded. Every figure with its unit and meaning is in `docs/running.md` of the
+/// series stays bounded. Two dispatchers of one process share the gauges: give each a recorder, or a
+/// process, of its own. Every figure with its unit and meaning is in `docs/running.md` of the
 /// repository.
 #[derive(Debug, Default)]
 pub struct MetricsObserver {
@@ -67,10 +68,7 @@ impl Observer for MetricsObserver {
                 ::metrics::gauge!("outbox_content_bytes").set(*content_bytes as f64);
                 ::metrics::gauge!("outbox_lanes").set(*lanes as f64);
                 if *lanes == 0 {
-                    // Whoever has lanes counts; what this worker knew would stay as it was.
-                    for figure in BACKLOG {
-                        ::metrics::gauge!(figure).set(f64::NAN);
-                    }
+                    no_backlog(); // Whoever has lanes counts.
                 }
             }
             Event::StoreFailed { step, kind } => {
@@ -78,12 +76,17 @@ impl Observer for MetricsObserver {
                     "outbox_store_failures_total", "step" => word(*step), "kind" => class(*kind)
                 )
                 .increment(1);
+                if *step == Step::Backlog {
+                    no_backlog();
+                }
             }
             Event::LanesLost { lanes } => {
                 ::metrics::counter!("outbox_leases_lost_total").increment(lanes.len() as u64);
             }
             Event::CircuitOpened => ::metrics::gauge!("outbox_circuit_open").set(1.0),
-            Event::CircuitClosed { .. } => ::metrics::gauge!("outbox_circuit_open").set(0.0),
+            Event::CircuitClosed { .. } | Event::Stopped => {
+                ::metrics::gauge!("outbox_circuit_open").set(0.0);
+            }
             _ => {}
         }
     }
@@ -96,6 +99,13 @@ const BACKLOG: [&str; 4] = [
     "outbox_held_messages",
     "outbox_dead_messages",
 ];
+
+/// What was counted last would stay as it was, and no alert on it would come.
+fn no_backlog() {
+    for figure in BACKLOG {
+        ::metrics::gauge!(figure).set(f64::NAN);
+    }
+}
 
 fn word(step: Step) -> &'static str {
     match step {

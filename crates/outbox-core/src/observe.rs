@@ -91,10 +91,10 @@ pub enum Event {
         /// Which.
         lanes: Vec<Lane>,
     },
-    /// The broker is unavailable; single messages probe.
+    /// The broker is unavailable: single messages probe, or a worker without lanes failed its check.
     CircuitOpened,
     /// The broker acknowledged a message again, or answered the check of a worker without lanes; or it
-    /// answers checks and refuses messages, and none was in trouble for long.
+    /// answers checks, and no message was in trouble for long, or none is left that could be.
     CircuitClosed {
         /// How long the circuit was open.
         after: Duration,
@@ -152,6 +152,8 @@ pub enum Event {
         /// Lanes held.
         lanes: usize,
     },
+    /// The run has ended, or was dropped. The last event.
+    Stopped,
 }
 
 /// A step of the lifecycle that takes time.

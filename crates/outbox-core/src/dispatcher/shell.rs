@@ -29,6 +29,9 @@ const SHORTEST_CHECK: Duration = Duration::from_secs(1);
 /// What a broker gets on top of its own limit before its publish is dropped.
 const PUBLISH_SLACK: Duration = Duration::from_millis(500);
 
+/// The machine's clock begins so late that the age of any row can be subtracted from it.
+const BEFORE: Time = Duration::from_secs(50 * 366 * 24 * 3_600);
+
 pub(super) struct Shell {
     pub(super) store: Arc<dyn Store>,
     pub(super) broker: Arc<dyn Broker>,
@@ -63,7 +66,7 @@ impl Shell {
                 run.perform(action);
             }
             run.report(false);
-            let wake_at = run.start + run.machine.wake_at(run.now());
+            let wake_at = run.instant(run.machine.wake_at(run.now()));
             tokio::select! {
                 biased;
                 () = &mut shutdown, if !asked => {
@@ -135,9 +138,10 @@ impl Drop for Stopped<'_> {
         (status.lanes, status.in_flight, status.content_bytes) = (0, 0, 0);
         (status.known, status.held_keys, status.backlog) = (0, 0, None);
         status.closed_topics.clear();
-        status.detail = None;
+        (status.detail, status.last_delivery) = (None, None);
         drop(status);
         self.0.observe(&Event::Sampled { in_flight: 0, content_bytes: 0, lanes: 0 });
+        self.0.observe(&Event::Stopped);
     }
 }
 
@@ -183,7 +187,7 @@ impl<'a> Run<'a> {
         let (sender, inputs) = mpsc::unbounded_channel();
         let start = Instant::now();
         Self {
-            machine: Machine::new(shell.settings.clone(), profile, Time::ZERO),
+            machine: Machine::new(shell.settings.clone(), profile, BEFORE),
             shell,
             start,
             inputs,
@@ -198,7 +202,11 @@ impl<'a> Run<'a> {
     }
 
     fn now(&self) -> Time {
-        self.start.elapsed()
+        BEFORE + self.start.elapsed()
+    }
+
+    fn instant(&self, time: Time) -> Instant {
+        self.start + time.saturating_sub(BEFORE)
     }
 
     fn handle(&mut self, input: Input) {
@@ -264,8 +272,16 @@ impl<'a> Run<'a> {
                 let answer = self.answer(Input::Checked(Err(PublishErrorKind::Unavailable)));
                 self.tasks.spawn(async move {
                     let checked = match timeout(limit, broker.check()).await {
-                        Ok(checked) => checked.map_err(|error| error.kind()),
-                        Err(_) => Err(PublishErrorKind::Unavailable),
+                        Ok(Ok(())) => Ok(()),
+                        Ok(Err(error)) => {
+                            let source = &error as &dyn std::error::Error;
+                            tracing::warn!(error = source, "the broker's check failed");
+                            Err(error.kind())
+                        }
+                        Err(_) => {
+                            tracing::warn!(?limit, "the broker did not answer a check in time");
+                            Err(PublishErrorKind::Unavailable)
+                        }
                     };
                     answer.give(Input::Checked(checked));
                 });
@@ -319,10 +335,9 @@ impl<'a> Run<'a> {
         let broker = Arc::clone(&self.shell.broker);
         let outcomes = Outcomes::new(deliveries.len(), Arc::clone(&self.arrived));
         self.outcomes.insert(batch, outcomes.clone());
-        let start = self.start;
         let outgoing: Vec<Outgoing> = deliveries
             .into_iter()
-            .map(|(delivery, not_after)| Outgoing::new(delivery, start + not_after))
+            .map(|(delivery, not_after)| Outgoing::new(delivery, self.instant(not_after)))
             .collect();
         let limit = self.shell.settings.undecided + PUBLISH_SLACK;
         let answer = self.answer(Input::PublishEnded(batch));

@@ -87,7 +87,7 @@ impl Circuit {
     /// broker. But if checks are answered and no message was in trouble for `long`, in which any that
     /// was sent would have been, it was not the broker. Tells since when the circuit was open, if it
     /// was.
-    pub(super) fn refused(&mut self, long: Duration, now: Time) -> Option<Time> {
+    pub(super) fn well_for(&mut self, long: Duration, now: Time) -> Option<Time> {
         let well = |open: Open| open.answers && now.saturating_sub(open.troubled) >= long;
         if self.open.is_some_and(well) { self.close() } else { None }
     }
@@ -162,10 +162,10 @@ mod tests {
         let (mut circuit, long) = (Circuit::default(), at(20_000));
         circuit.troubled(at(10), at(100), 0.0);
         circuit.troubled(at(20), at(5_000), 0.0);
-        assert_eq!(circuit.refused(long, at(30_000)), None, "no check was answered");
+        assert_eq!(circuit.well_for(long, at(30_000)), None, "no check was answered");
         circuit.checked(true);
-        assert_eq!(circuit.refused(long, at(24_999)), None, "what was sent may be in trouble yet");
-        assert_eq!(circuit.refused(long, at(25_000)), Some(at(100)));
+        assert_eq!(circuit.well_for(long, at(24_999)), None, "what was sent may be in trouble yet");
+        assert_eq!(circuit.well_for(long, at(25_000)), Some(at(100)));
         assert_eq!(circuit.open_since(), None);
     }
 

@@ -4,6 +4,7 @@
 //! all once another server was met. Nothing is published from here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ahead::AHEAD;
@@ -14,6 +15,8 @@ use crate::observe::{Event, Step};
 use crate::seeded::seeded;
 use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watched};
 
+/// After a failed claim nothing is read for about as long as without new rows, but for no longer.
+const BACK_OFF: Duration = Duration::from_secs(1);
 /// So often claims are halved that take too long.
 const MOST_HALVINGS: u32 = 10;
 /// A scan or a catch-up that takes too long passes so much less next time, and twice as much each time
@@ -54,7 +57,7 @@ impl Machine {
                         catch_up.width = less(page);
                     }
                 }
-                let wait = self.settings.poll_longest.mul_f64(1.0 + self.chance());
+                let wait = self.settings.poll_longest.min(BACK_OFF).mul_f64(1.0 + self.chance());
                 self.pace.back_off(wait, now);
                 self.end_of_claim(claim.number);
                 return self.store_failed(Step::Claim, kind);
@@ -138,6 +141,7 @@ impl Machine {
                     if same && row.phase == Phase::Queued {
                         continue;
                     }
+                    let unclear = row.phase == Phase::Unclear;
                     row.phase = Phase::Queued;
                     if row.revision != new.revision {
                         // An operator wants it tried again, and may have mended it.
@@ -145,7 +149,20 @@ impl Machine {
                         row.unreadable = None;
                     }
                     let longest = self.topics.retry(row.topic).cap();
+                    // Written by a settle whose answer was lost: nobody was told of it.
+                    let (topic, message) = (Arc::clone(&self.topics.get(row.topic).name), row.id);
+                    let told = if !unclear {
+                        None
+                    } else if new.held && !row.held {
+                        Some(Event::Held { topic, id: message })
+                    } else if new.attempts > row.attempts {
+                        let (attempts, after) = (new.attempts, new.wait);
+                        Some(Event::RetryScheduled { topic, id: message, attempts, after })
+                    } else {
+                        None
+                    };
                     set_state(row, new, longest, now);
+                    self.events.extend(told);
                     self.place(id, now);
                 }
                 _ => self.drop_row(*position, now),

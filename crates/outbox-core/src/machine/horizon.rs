@@ -15,6 +15,8 @@ use crate::seeded::seeded;
 const MAX_SPANS: usize = 400;
 /// So often within the grace time the newest position is taken down.
 const KNOWN_PER_GRACE: u32 = 8;
+/// However short the grace time is: it is asked for when no page may be read, and costs a query.
+const SOONEST: Duration = Duration::from_millis(250);
 /// Old holes so near to each other are looked at together.
 const NEAR: u64 = 64;
 /// A look lists so many ids between holes at most.
@@ -78,7 +80,7 @@ impl Horizon {
 
     /// The newest position is asked for, or was told.
     pub(super) fn asked(&mut self, now: Time, grace: Duration) {
-        self.know_at = now + grace / KNOWN_PER_GRACE;
+        self.know_at = now + (grace / KNOWN_PER_GRACE).max(SOONEST);
     }
 
     /// Takes in that this position was handed out: a backlog is passed long after it was written, and

@@ -3,6 +3,7 @@
 //! Which lanes are wanted `leasing.rs` decides. A lane is not handed back while a message of it may
 //! still be at the broker, and one that is gained is read from the start.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::claiming::LaneRows;
@@ -89,10 +90,8 @@ impl Machine {
         self.scan_after = Position::START;
         self.caught_up = false;
         let lanes: Vec<Lane> = self.leases.iter().map(|(lane, _)| lane).collect();
-        for lane in lanes {
-            self.forget_lane(lane, now);
-            self.lanes.insert(lane, LaneRows::default());
-        }
+        self.forget_lanes(&lanes, now);
+        self.lanes.extend(lanes.into_iter().map(|lane| (lane, LaneRows::default())));
         self.pace.hurry(now);
     }
 
@@ -121,19 +120,21 @@ impl Machine {
         if lost.is_empty() {
             return;
         }
+        self.forget_lanes(&lost, now);
         for lane in &lost {
-            self.forget_lane(*lane, now);
             self.lanes.remove(lane);
         }
         self.tell(Event::LanesLost { lanes: lost });
     }
 
-    /// Forgets the rows of a lane, except those at the broker and those that were acknowledged:
-    /// their answers and their settlements still count.
-    pub(super) fn forget_lane(&mut self, lane: Lane, now: Time) {
-        self.fresh_lanes.retain(|fresh| *fresh != lane);
+    /// Forgets the rows of lanes, except those at the broker and those that were acknowledged: their
+    /// answers and their settlements still count. All lanes at once: there may be a thousand, and a
+    /// million rows.
+    pub(super) fn forget_lanes(&mut self, lanes: &[Lane], now: Time) {
+        let lanes: BTreeSet<Lane> = lanes.iter().copied().collect();
+        self.fresh_lanes.retain(|fresh| !lanes.contains(fresh));
         if let Some(catch_up) = &mut self.catch_up {
-            catch_up.lanes.retain(|other| *other != lane);
+            catch_up.lanes.retain(|other| !lanes.contains(other));
             if catch_up.lanes.is_empty() {
                 self.catch_up = None;
             }
@@ -142,7 +143,8 @@ impl Machine {
             .rows
             .iter()
             .filter(|(_, row)| {
-                row.lane == lane && !matches!(row.phase, Phase::Offered | Phase::Acknowledged)
+                lanes.contains(&row.lane)
+                    && !matches!(row.phase, Phase::Offered | Phase::Acknowledged)
             })
             .map(|(position, _)| *position)
             .collect();
@@ -150,8 +152,10 @@ impl Machine {
         for position in gone {
             self.drop_row(position, now);
         }
-        if let Some(rows) = self.lanes.get_mut(&lane) {
-            *rows = LaneRows::default();
+        for lane in lanes {
+            if let Some(rows) = self.lanes.get_mut(&lane) {
+                *rows = LaneRows::default();
+            }
         }
     }
 
@@ -173,12 +177,13 @@ impl Machine {
         if leases.is_empty() {
             return None;
         }
-        for lease in &leases {
-            self.leases.remove(lease.lane);
-            self.forget_lane(lease.lane, now);
-            self.lanes.remove(&lease.lane);
+        let lanes: Vec<Lane> = leases.iter().map(|lease| lease.lane).collect();
+        lanes.iter().for_each(|lane| self.leases.remove(*lane));
+        self.forget_lanes(&lanes, now);
+        for lane in &lanes {
+            self.lanes.remove(lane);
         }
-        self.tell(Event::LanesReleased { lanes: leases.iter().map(|lease| lease.lane).collect() });
+        self.tell(Event::LanesReleased { lanes });
         if self.leases.len() == 0 && !self.is_healthy(now) {
             self.given_up = self.given_up.saturating_add(1);
         }

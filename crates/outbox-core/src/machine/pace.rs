@@ -19,6 +19,8 @@ pub(super) struct Pace {
     rate: f64,
     last: Time,
     next: Time,
+    /// After a failed claim: whoever announces commits must not cause as many failing claims.
+    not_before: Time,
     /// A commit was announced while a claim was out: read again when it is back.
     again: bool,
 }
@@ -47,6 +49,7 @@ impl Pace {
             rate: 0.0,
             last: Time::ZERO,
             next: Time::ZERO,
+            not_before: Time::ZERO,
             again: false,
         }
     }
@@ -68,6 +71,7 @@ impl Pace {
     pub(super) fn page(&mut self, rows: usize, more: bool, sent: Time, now: Time, random: f64) {
         let since = now.saturating_sub(self.last).max(self.shortest);
         self.last = now;
+        self.not_before = now;
         let weight = since.as_secs_f64() / (since + OF_LATE).as_secs_f64();
         self.rate += (rows as f64 / since.as_secs_f64() - self.rate) * weight;
         if more || self.again {
@@ -94,6 +98,7 @@ impl Pace {
     pub(super) fn back_off(&mut self, wait: Duration, now: Time) {
         self.last = now;
         self.next = now + wait;
+        self.not_before = self.next;
     }
 
     /// A writer in this process added (`Soon`) or committed (`Now`) something.
@@ -108,6 +113,7 @@ impl Pace {
                 self.next = self.next.min(now + NUDGED);
             }
         }
+        self.next = self.next.max(self.not_before);
     }
 
     /// Rows may have appeared that no page has shown yet.

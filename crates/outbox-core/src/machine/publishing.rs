@@ -29,7 +29,7 @@ const NOT_SENT: RetryPolicy =
 /// While the broker cannot be used, its circuit makes everything wait.
 const UNAVAILABLE_WAIT: Duration = Duration::from_millis(100);
 /// Messages whose outcome is unknown are sent again on this schedule; nothing is counted.
-const AMBIGUOUS: RetryPolicy =
+pub(super) const AMBIGUOUS: RetryPolicy =
     RetryPolicy::exponential(Duration::from_secs(1), Duration::from_secs(60));
 
 /// Messages that were handed to the broker together.
@@ -251,7 +251,7 @@ impl Machine {
 
     /// No topic may take the whole window, in bytes as in rows.
     fn bytes_share(&self) -> usize {
-        self.settings.bytes_in_flight / 2
+        (self.settings.bytes_in_flight / 2).max(1)
     }
 
     fn set_place(&mut self, id: KeyId, place: Place) {
@@ -375,7 +375,14 @@ impl Machine {
     /// A message was refused for itself or for its topic.
     fn refused(&mut self, now: Time) {
         self.circuit.inconclusive(now);
-        if let Some(since) = self.circuit.refused(self.settings.undecided, now) {
+        self.well_for(self.settings.undecided, now);
+    }
+
+    /// Closes the circuit if checks pass and no message was in trouble for so long.
+    pub(super) fn well_for(&mut self, long: Duration, now: Time) {
+        if !seeded!("circuit-stays-open")
+            && let Some(since) = self.circuit.well_for(long, now)
+        {
             self.tell(Event::CircuitClosed { after: now.saturating_sub(since) });
         }
     }
@@ -397,7 +404,9 @@ impl Machine {
                 if kind == PublishErrorKind::Unknown {
                     self.topics.get_mut(entry.topic).timed_out(now, undecided);
                 }
-                if self.circuit.troubled(sent, now, random) {
+                // At the end of a run it is we who leave messages without an answer.
+                let closing = matches!(self.stage, Stage::Closing(_));
+                if !closing && self.circuit.troubled(sent, now, random) {
                     self.tell(Event::CircuitOpened);
                     self.check_at = now;
                 }

@@ -46,7 +46,8 @@ impl Limits {
         self
     }
 
-    /// Sets the largest number of headers and the largest sum of their names and values in bytes.
+    /// Sets the largest number of headers and the largest sum of their names and values in bytes. The
+    /// SQL stores hold 65,536 bytes of JSON, which the default always fits.
     pub fn max_headers(mut self, count: usize, bytes: usize) -> Self {
         self.max_headers = count;
         self.max_header_bytes = bytes;
