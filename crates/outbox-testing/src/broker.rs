@@ -45,6 +45,8 @@ pub struct MemoryBroker(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
+    /// Apart from the state: what a test wrote may look at the broker.
+    rules: Mutex<Vec<Rule>>,
     arrived: Notify,
 }
 
@@ -55,7 +57,6 @@ struct State {
     published: Vec<Published>,
     offsets: BTreeMap<(String, i32), i64>,
     removed: BTreeSet<String>,
-    rules: Vec<Rule>,
     plights: Vec<Plight>,
 }
 
@@ -68,7 +69,6 @@ impl Default for State {
             published: Vec::new(),
             offsets: BTreeMap::new(),
             removed: BTreeSet::new(),
-            rules: Vec::new(),
             plights: Vec::new(),
         }
     }
@@ -210,22 +210,23 @@ impl MemoryBroker {
     /// Lets this fault happen to the next `count` messages that are handed over. A
     /// [`PublishErrorKind`] stands for [`Fault::Refuse`].
     pub fn fail_next(&self, count: usize, fault: impl Into<Fault>) {
-        self.lock().rules.push(Rule::next(count, fault.into()));
+        self.rules().push(Rule::next(count, fault.into()));
     }
 
     /// Lets this fault happen to every message for which `predicate` holds, until
-    /// [`heal`](Self::heal). Of several scripts that apply, the oldest one counts.
+    /// [`heal`](Self::heal). Of several scripts that apply, the oldest one counts. The predicate may
+    /// look at the broker, but not change its scripts.
     pub fn fail_when(
         &self,
         predicate: impl FnMut(&Delivery) -> bool + Send + 'static,
         fault: impl Into<Fault>,
     ) {
-        self.lock().rules.push(Rule::when(predicate, fault.into()));
+        self.rules().push(Rule::when(predicate, fault.into()));
     }
 
     /// Drops all scripts of [`fail_next`](Self::fail_next) and [`fail_when`](Self::fail_when).
     pub fn heal(&self) {
-        self.lock().rules.clear();
+        self.rules().clear();
     }
 
     /// Refuses everything with [`PublishErrorKind::Unavailable`], checks included, until the
@@ -246,11 +247,25 @@ impl MemoryBroker {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn rules(&self) -> MutexGuard<'_, Vec<Rule>> {
+        self.0.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fault that a script or the state of the broker holds for this message.
+    fn fault_for(&self, delivery: &Delivery) -> Option<Fault> {
+        if let Some(fault) = self.lock().fault_for(delivery) {
+            return Some(fault);
+        }
+        let mut rules = self.rules();
+        let fault = rules.iter_mut().find_map(|rule| rule.apply(delivery));
+        rules.retain(|rule| !rule.is_spent());
+        fault
+    }
 }
 
 impl State {
-    /// The fault that a script or the state of the broker holds for this message.
-    fn fault_for(&mut self, delivery: &Delivery) -> Option<Fault> {
+    fn fault_for(&self, delivery: &Delivery) -> Option<Fault> {
         if self.removed.contains(delivery.message.topic()) {
             return Some(PublishErrorKind::Destination.into());
         }
@@ -261,9 +276,7 @@ impl State {
         if partition.is_some_and(|partition| partition >= i64::from(self.partitions.get())) {
             return Some(PublishErrorKind::Failed.into());
         }
-        let fault = self.rules.iter_mut().find_map(|rule| rule.apply(delivery));
-        self.rules.retain(|rule| !rule.is_spent());
-        fault
+        None
     }
 
     fn record(&mut self, delivery: &Delivery) -> Receipt {

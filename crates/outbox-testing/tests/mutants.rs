@@ -36,7 +36,11 @@ enum Bug {
     // Store
     ShowsOpenRows,
     SweepsNothingLate,
+    SweepsBeforeThePage,
+    SaysInCommitOrder,
+    ReusesPositions,
     HidesWaitingRows,
+    WatchesNoWaitingRows,
     SweepsOneLane,
     ForgetsPassedRows,
     CoversTooMuch,
@@ -50,12 +54,18 @@ enum Bug {
     ShowsSettledRowsAgain,
     DeletesByPositionOnly,
     IgnoresTheEpoch,
+    FencesEarly,
     TellsNoRefusals,
+    SettlesTheFirst,
+    SettlesReadableRowsAlone,
     LosesDeadRows,
+    BuriesInTwoSteps,
     LosesTheArchive,
     TakesLeasedLanes,
+    TakesInTwoSteps,
     IgnoresTheStamp,
     KeepsTheLaterExpiry,
+    KeepsALock,
     ForgetsHoldsWithTheLease,
     PurgesPendingRows,
     PurgesRetriedMessages,
@@ -64,7 +74,12 @@ enum Bug {
     RetriesHeldRowsLast,
     DiscardsWhatWaits,
     RetriesOneOfAnId,
+    RetriesInTwoSteps,
+    TellsWhatItRead,
     // Broker
+    StatesTooMuch,
+    MixesAnswers,
+    IgnoresPartitions,
     SendsOverdueMessages,
     AcknowledgesBeforeSending,
     ReversesBatches,
@@ -79,6 +94,10 @@ thread_local! {
     static BUG: Cell<Option<Bug>> = const { Cell::new(None) };
     /// Claims under way, and the rows of the longest page.
     static READING: Cell<usize> = const { Cell::new(0) };
+    /// Whether a call is between its steps.
+    static LOCKED: Cell<bool> = const { Cell::new(false) };
+    /// Who answers for the publish that came last.
+    static LAST: RefCell<Option<Outcomes>> = const { RefCell::new(None) };
     static SHOWN: RefCell<Vec<Claimed>> = const { RefCell::new(Vec::new()) };
     /// By how much the clock was set back.
     static SET_BACK: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -161,6 +180,19 @@ fn claims_that_show_too_much_or_too_little_are_found() {
         claiming::a_claim_beside_a_settle_shows_a_row_whole_or_not_at_all::<Mutant>,
     );
     assert_finds(Bug::FailsOnUnreadableRows, claiming::an_unreadable_row_is_a_value::<Mutant>);
+    assert_finds(
+        Bug::WatchesNoWaitingRows,
+        claiming::waiting_and_held_rows_are_shown_by_every_read::<Mutant>,
+    );
+    assert_finds(
+        Bug::SweepsBeforeThePage,
+        visibility::the_sweep_is_not_older_than_the_page::<Mutant>,
+    );
+    assert_finds(
+        Bug::SaysInCommitOrder,
+        visibility::rows_of_a_store_in_commit_order_appear_in_order::<Mutant>,
+    );
+    assert_finds(Bug::ReusesPositions, visibility::a_position_is_handed_out_once::<Mutant>);
 }
 
 #[test]
@@ -171,6 +203,15 @@ fn settlements_without_identity_or_fence_are_found() {
     assert_finds(Bug::ForgetsHoldsWithTheLease, settling::a_hold_outlasts_a_take_over::<Mutant>);
     assert_finds(Bug::LosesDeadRows, settling::a_dead_row_moves_to_the_dead_letters::<Mutant>);
     assert_finds(Bug::LosesTheArchive, settling::a_delivered_row_is_archived_when_asked::<Mutant>);
+    assert_finds(
+        Bug::FencesEarly,
+        settling::a_failure_beside_a_take_over_changes_nothing_after_it::<Mutant>,
+    );
+    assert_finds(Bug::SettlesTheFirst, settling::large_requests_are_done_whole::<Mutant>);
+    let bug = Bug::SettlesReadableRowsAlone;
+    assert_finds(bug, settling::an_unreadable_row_can_be_settled::<Mutant>);
+    let bug = Bug::BuriesInTwoSteps;
+    assert_finds(bug, settling::a_dropped_settle_leaves_a_message_in_one_place::<Mutant>);
 }
 
 #[test]
@@ -182,6 +223,12 @@ fn leases_that_do_not_exclude_are_found() {
         leasing::no_lease_lasts_longer_for_a_clock_that_is_set_back::<Mutant>,
     );
     assert_finds(Bug::TakesLeasedLanes, leasing::one_of_two_takers_gets_a_lane::<Mutant>);
+    assert_finds(
+        Bug::TakesInTwoSteps,
+        leasing::of_two_takers_at_the_same_time_one_gets_a_lane::<Mutant>,
+    );
+    let bug = Bug::KeepsALock;
+    assert_finds(bug, settling::a_dropped_release_or_purge_can_be_repeated::<Mutant>);
 }
 
 #[test]
@@ -205,6 +252,11 @@ fn verbs_that_do_something_else_are_found() {
         Bug::RetriesOneOfAnId,
         dead_letters::a_verb_changes_every_message_of_an_id::<Mutant>,
     );
+    let bug = Bug::RetriesInTwoSteps;
+    assert_finds(bug, dead_letters::a_dropped_verb_leaves_a_message_in_one_place::<Mutant>);
+    let bug = Bug::TellsWhatItRead;
+    let case = dead_letters::of_two_operators_at_the_same_time_one_changes_a_message::<Mutant>;
+    assert_finds(bug, case);
 }
 
 #[test]
@@ -237,6 +289,11 @@ fn broken_brokers_are_found() {
     assert_finds(Bug::NeverEnds, recording::a_message_carries_its_id::<Mutant>);
     assert_finds(Bug::ReversesBatches, recording::messages_of_a_key_arrive_in_order::<Mutant>);
     assert_finds(Bug::TombstonesAreEmpty, recording::a_tombstone_is_no_empty_payload::<Mutant>);
+    assert_finds(Bug::StatesTooMuch, answering::a_message_of_the_largest_size_is_taken::<Mutant>);
+    let bug = Bug::MixesAnswers;
+    assert_finds(bug, answering::publishes_at_the_same_time_are_answered_apart::<Mutant>);
+    let bug = Bug::IgnoresPartitions;
+    assert_finds(bug, recording::a_message_arrives_in_the_partition_that_it_names::<Mutant>);
 }
 
 #[derive(Debug, Clone)]
@@ -249,6 +306,21 @@ impl Mutant {
     async fn lanes(&self) -> Result<Vec<LaneRecord>, StoreError> {
         let worker = WorkerId::from_bytes([9; 16]);
         Ok(self.store.keep_leases(KeepLeases::new(worker, Duration::ZERO)).await?.lanes)
+    }
+
+    async fn rows(&self) -> Vec<Delivery> {
+        let lanes: Vec<Lane> = (0..MemoryStore::DEFAULT_LANES.get()).map(Lane).collect();
+        let page = Page::new(&lanes, Position::START, 10_000);
+        let rows = self.store.claim(Claim::new(usize::MAX).page(page)).await.expect("rows").rows;
+        let delivery = |row| if let Claimed::Delivery(row) = row { Some(*row) } else { None };
+        rows.into_iter().filter_map(delivery).collect()
+    }
+
+    async fn add_again(&self, message: &Message) -> Result<(), StoreError> {
+        let mut own = self.store.begin();
+        MemoryWriter::new().write(&mut own, std::slice::from_ref(message)).await?;
+        own.commit();
+        Ok(())
     }
 }
 
@@ -265,6 +337,7 @@ impl StoreFixture for Mutant {
         let broker = MemoryBroker::new();
         broker.remove_topic("unknown");
         SET_BACK.set(Duration::ZERO);
+        LOCKED.set(false);
         Self { store: MemoryStore::new(), broker }
     }
 
@@ -282,6 +355,10 @@ impl StoreFixture for Mutant {
     }
 
     async fn begin(&self) -> MemoryTransaction<'static> {
+        if has(Bug::ReusesPositions) {
+            let next = self.rows().await.last().map_or(Position(1), |row| row.position.next());
+            self.store.fail_over(next);
+        }
         self.store.begin()
     }
 
@@ -358,21 +435,32 @@ impl Writer for MutantWriter {
 #[async_trait]
 impl Store for Mutant {
     async fn open(&self) -> Result<StoreProfile, StoreError> {
-        self.store.open().await
+        let profile = self.store.open().await?;
+        Ok(if has(Bug::SaysInCommitOrder) { profile.in_commit_order() } else { profile })
     }
 
     async fn keep_leases(&self, mut request: KeepLeases<'_>) -> Result<Standing, StoreError> {
         if has(Bug::KeepsTheLaterExpiry) && !request.renew.is_empty() {
             request.ttl += SET_BACK.get();
         }
-        let blind = has(Bug::TakesLeasedLanes) || has(Bug::IgnoresTheStamp);
+        let two_steps = has(Bug::TakesInTwoSteps) && !request.take.is_empty();
+        if two_steps {
+            let lanes = self.lanes().await?;
+            let free = |take: &TakeOver| lanes[usize::from(take.lane.0)].owner.is_none();
+            tokio::task::yield_now().await;
+            if !request.take.iter().all(free) {
+                return self.store.keep_leases(request).await;
+            }
+        }
+        let steals = has(Bug::TakesLeasedLanes) || two_steps;
+        let blind = steals || has(Bug::IgnoresTheStamp);
         if !blind || request.take.is_empty() {
             return self.store.keep_leases(request).await;
         }
         let lanes =
             self.store.keep_leases(KeepLeases::new(request.worker, request.ttl)).await?.lanes;
         for lane in &lanes {
-            if let (true, Some(owner)) = (has(Bug::TakesLeasedLanes), lane.owner) {
+            if let (true, Some(owner)) = (steals, lane.owner) {
                 let lease = [Lease::new(lane.lane, lane.epoch)];
                 self.store.release(Release::new(owner, &lease)).await?;
             }
@@ -393,7 +481,19 @@ impl Store for Mutant {
             READING.set(READING.get() - 1);
             request.page = request.page.filter(|_| others == 0);
         }
-        let mut reply = self.store.claim(request).await?;
+        let mut reply = if has(Bug::SweepsBeforeThePage) && request.page.is_some() {
+            let sweep = Claim::new(request.bytes).sweep(request.sweep);
+            let swept = self.store.claim(sweep).await?.swept;
+            tokio::task::yield_now().await;
+            let mut reply = self.store.claim(request).await?;
+            reply.swept = swept;
+            reply
+        } else {
+            self.store.claim(request).await?
+        };
+        if has(Bug::WatchesNoWaitingRows) {
+            reply.watched.retain(|row| row.state.wait.is_zero());
+        }
         if has(Bug::ShowsSettledRowsAgain) && request.page.is_some() {
             SHOWN.with_borrow_mut(|shown| {
                 if shown.len() < reply.rows.len() {
@@ -462,6 +562,44 @@ impl Store for Mutant {
                 row.id = watched.first().map_or(row.id, |row| row.id);
             }
         }
+        if has(Bug::SettlesReadableRowsAlone) {
+            let positions: Vec<_> = failed.iter().map(|row| row.id.position).collect();
+            let rows = self.store.claim(Claim::new(usize::MAX).fetch(&positions)).await?.rows;
+            if rows.iter().any(|row| matches!(row, Claimed::Unreadable(_))) {
+                return Err(StoreErrorKind::Invalid.into());
+            }
+        }
+        if has(Bug::SettlesTheFirst) {
+            delivered.truncate(500);
+        }
+        if has(Bug::FencesEarly) && !failed.is_empty() {
+            let lanes = self.lanes().await?;
+            tokio::task::yield_now().await;
+            let now = self.lanes().await?;
+            for row in &mut failed {
+                let lane = usize::from(row.lease.lane.0);
+                if lanes[lane].owner.is_some() && lanes[lane].epoch == row.lease.epoch {
+                    row.lease.epoch = now[lane].epoch;
+                }
+            }
+        }
+        if has(Bug::BuriesInTwoSteps) {
+            for row in failed.iter().filter(|row| row.settlement == Settlement::Dead) {
+                let all = self.rows().await;
+                let Some(found) = all.iter().find(|all| all.position == row.id.position) else {
+                    continue;
+                };
+                let gone = [Delivered::new(row.id, Receipt::default())];
+                self.store.settle(Settle::new(&gone, &[])).await?;
+                tokio::task::yield_now().await;
+                self.add_again(&found.message).await?;
+            }
+            for row in &mut failed {
+                let all = self.rows().await;
+                let again = all.iter().find(|all| all.message.id() == row.id.message);
+                row.id.position = again.map_or(row.id.position, |again| again.position);
+            }
+        }
         if has(Bug::IgnoresTheEpoch) {
             let lanes = self.lanes().await?;
             for row in &mut failed {
@@ -482,6 +620,13 @@ impl Store for Mutant {
     }
 
     async fn release(&self, request: Release<'_>) -> Result<(), StoreError> {
+        if has(Bug::KeepsALock) {
+            if LOCKED.replace(true) {
+                return Err(StoreErrorKind::Other.into());
+            }
+            tokio::task::yield_now().await;
+            LOCKED.set(false);
+        }
         self.store.release(request).await
     }
 
@@ -533,6 +678,19 @@ impl DeadLetters for Mutant {
         if has(Bug::RetriesHeldRowsLast) {
             self.store.skip(ids).await?;
         }
+        if has(Bug::TellsWhatItRead) {
+            let found = self.store.get(ids[0]).await?.map_or(0, |_| 1);
+            tokio::task::yield_now().await;
+            self.store.retry(ids).await?;
+            return Ok(found);
+        }
+        if has(Bug::RetriesInTwoSteps) {
+            let Some(found) = self.store.get(ids[0]).await? else { return Ok(0) };
+            self.store.discard(ids).await?;
+            tokio::task::yield_now().await;
+            self.add_again(&found.message.expect("a message")).await?;
+            return Ok(1);
+        }
         if has(Bug::RetriesOneOfAnId) {
             return Ok(self.store.retry(ids).await?.min(ids.len() as u64));
         }
@@ -579,7 +737,11 @@ impl BrokerFixture for Mutant {
 #[async_trait]
 impl Broker for Mutant {
     fn profile(&self) -> BrokerProfile {
-        self.broker.profile()
+        let mut profile = self.broker.profile();
+        if has(Bug::StatesTooMuch) {
+            profile.max_message_bytes += 1_000;
+        }
+        profile
     }
 
     async fn publish(&self, mut batch: Vec<Outgoing>, outcomes: &Outcomes) {
@@ -596,10 +758,15 @@ impl Broker for Mutant {
             if has(Bug::SendsOverdueMessages) {
                 outgoing.not_after += Duration::from_secs(60);
             }
-            let message = &outgoing.delivery.message;
+            let message = outgoing.delivery.message.clone();
             if has(Bug::TombstonesAreEmpty) && message.payload().is_none() {
                 let empty = Message::builder(message.topic()).key("k").payload("");
                 outgoing.delivery.message = empty.build().expect("a valid message");
+            }
+            if has(Bug::IgnoresPartitions) && message.partition().is_some() {
+                let anywhere = Message::builder(message.topic());
+                let anywhere = anywhere.key(message.key().unwrap_or_default()).payload("p");
+                outgoing.delivery.message = anywhere.build().expect("a valid message");
             }
             if has(Bug::DeliversToNowhere) && message_is_for_nowhere(outgoing) {
                 outcomes.delivered(0, Receipt::default());
@@ -611,7 +778,12 @@ impl Broker for Mutant {
         if has(Bug::ReversesBatches) {
             batch.reverse();
         }
-        if has(Bug::LosesAnAnswer) {
+        if has(Bug::MixesAnswers) {
+            LAST.set(Some(outcomes.clone()));
+            tokio::task::yield_now().await;
+            let last = LAST.with_borrow(Clone::clone).expect("a publish");
+            self.broker.publish(batch, &last).await;
+        } else if has(Bug::LosesAnAnswer) {
             let own = Outcomes::new(batch.len(), Arc::default());
             self.broker.publish(batch, &own).await;
             for (index, _) in own.take().into_iter().skip(1) {

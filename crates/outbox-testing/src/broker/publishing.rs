@@ -7,8 +7,8 @@ use outbox_core::Broker;
 use outbox_core::broker::{BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind};
 use outbox_core::delivery::Receipt;
 
+use super::MemoryBroker;
 use super::faults::{Fault, Plight};
-use super::{MemoryBroker, State};
 
 #[async_trait]
 impl Broker for MemoryBroker {
@@ -63,10 +63,9 @@ struct HandedOver {
 
 impl MemoryBroker {
     fn hand_over(&self, batch: &[Outgoing], outcomes: &Outcomes) -> HandedOver {
-        let mut state = self.lock();
         let mut handed_over = HandedOver::default();
         for (index, outgoing) in batch.iter().enumerate() {
-            match state.hand_over(outgoing) {
+            match self.hand_one_over(outgoing) {
                 Ok(receipt) => handed_over.acknowledged.push((index, receipt)),
                 Err(Trouble::Refused(kind)) => outcomes.failed(index, kind.into()),
                 Err(Trouble::Undecided) => handed_over.undecided.push(index),
@@ -74,25 +73,16 @@ impl MemoryBroker {
                 Err(Trouble::Hanging) => handed_over.hangs = true,
             }
         }
-        drop(state);
         self.0.arrived.notify_waiters();
         handed_over
     }
-}
 
-enum Trouble {
-    Refused(PublishErrorKind),
-    Undecided,
-    Unanswered,
-    Hanging,
-}
-
-impl State {
-    fn hand_over(&mut self, outgoing: &Outgoing) -> Result<Receipt, Trouble> {
+    fn hand_one_over(&self, outgoing: &Outgoing) -> Result<Receipt, Trouble> {
         if outgoing.is_overdue() {
             return Err(Trouble::Refused(PublishErrorKind::NotSent));
         }
-        match self.plights.last() {
+        let plight = self.lock().plights.last().copied();
+        match plight {
             Some(Plight::Refusing) => {
                 return Err(Trouble::Refused(PublishErrorKind::Unavailable));
             }
@@ -107,7 +97,14 @@ impl State {
             Some(Fault::Hang) => Some(Trouble::Hanging),
             None => None,
         };
-        let receipt = self.record(&outgoing.delivery);
+        let receipt = self.lock().record(&outgoing.delivery);
         trouble.map_or(Ok(receipt), Err)
     }
+}
+
+enum Trouble {
+    Refused(PublishErrorKind),
+    Undecided,
+    Unanswered,
+    Hanging,
 }

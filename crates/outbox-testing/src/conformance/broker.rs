@@ -46,6 +46,8 @@ macro_rules! broker_conformance {
             an_overdue_message_is_never_sent,
             an_unknown_topic_counts_no_attempt,
             a_message_that_is_too_large_is_rejected_alone,
+            a_message_of_the_largest_size_is_taken,
+            publishes_at_the_same_time_are_answered_apart,
             a_dropped_publish_keeps_its_answers,
             a_publish_ends_within_the_undecided_time,
         } }
@@ -55,6 +57,7 @@ macro_rules! broker_conformance {
             a_retried_dead_letter_is_marked,
             a_tombstone_is_no_empty_payload,
             a_missing_key_is_no_empty_key,
+            a_message_arrives_in_the_partition_that_it_names,
             messages_of_a_key_arrive_in_order,
         } }
     };

@@ -98,6 +98,8 @@ macro_rules! store_conformance {
             a_key_is_in_one_lane,
             a_late_commit_is_seen_by_the_sweep,
             the_sweep_is_not_older_than_the_page,
+            rows_of_a_store_in_commit_order_appear_in_order,
+            a_position_is_handed_out_once,
             an_open_row_is_seen_by_the_open_look,
         } }
         $crate::__conformance! { $fixture, store::claiming {
@@ -111,6 +113,7 @@ macro_rules! store_conformance {
             claims_at_the_same_time_show_the_same_rows,
             a_claim_beside_a_settle_shows_a_row_whole_or_not_at_all,
             waiting_and_held_rows_are_claimed,
+            waiting_and_held_rows_are_shown_by_every_read,
             a_row_tells_its_age,
             a_row_from_the_clocks_future_has_no_age,
             a_row_beyond_the_byte_budget_is_unread,
@@ -136,6 +139,7 @@ macro_rules! store_conformance {
             only_the_owner_renews_and_only_under_its_epoch,
             a_take_over_needs_the_observed_stamp,
             one_of_two_takers_gets_a_lane,
+            of_two_takers_at_the_same_time_one_gets_a_lane,
             a_released_lane_is_taken_at_once,
             releasing_what_is_not_held_changes_nothing,
             registered_workers_are_told,
@@ -153,14 +157,19 @@ macro_rules! store_conformance {
             a_hold_outlasts_a_take_over,
             a_dead_row_moves_to_the_dead_letters,
             a_stale_epoch_changes_nothing,
+            a_failure_beside_a_take_over_changes_nothing_after_it,
             a_released_lease_is_refused,
             an_expired_lease_that_nobody_took_still_counts,
             the_lease_of_another_lane_is_refused,
             a_row_that_changed_since_it_was_read_is_refused,
             a_failed_row_that_is_gone_is_refused,
             one_settle_holds_rows_of_every_kind,
+            an_unreadable_row_can_be_settled,
+            large_requests_are_done_whole,
             settling_nothing_is_harmless,
             a_dropped_call_is_in_nobodys_way,
+            a_dropped_settle_leaves_a_message_in_one_place,
+            a_dropped_release_or_purge_can_be_repeated,
         } }
         $crate::__conformance! { $fixture, store::purging {
             purging_deletes_at_most_the_limit,
@@ -192,6 +201,8 @@ macro_rules! dead_letters_conformance {
             a_held_message_that_is_skipped_is_dead,
             a_verb_changes_every_message_of_an_id,
             discarded_messages_are_gone,
+            of_two_operators_at_the_same_time_one_changes_a_message,
+            a_dropped_verb_leaves_a_message_in_one_place,
             an_unreadable_row_can_be_operated_on,
         } }
         $crate::__conformance! { $fixture, store::reference {

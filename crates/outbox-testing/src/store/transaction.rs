@@ -11,6 +11,9 @@ use super::MemoryStore;
 use crate::Expected;
 use crate::expected::assert_messages;
 
+/// The largest payload in bytes, as in the SQL stores.
+const PAYLOAD: usize = 15 << 20;
+
 /// Inserts into the [`MemoryStore`] whose connection it is handed.
 #[derive(Debug, Clone, Default)]
 pub struct MemoryWriter(());
@@ -99,6 +102,9 @@ impl MemoryConnection {
     fn insert(&mut self, messages: &[Message]) -> Result<(), StoreError> {
         if self.levels.is_empty() {
             return Err(StoreErrorKind::NoTransaction.into());
+        }
+        if messages.iter().any(|message| message.payload().map_or(0, <[u8]>::len) > PAYLOAD) {
+            return Err(StoreErrorKind::Invalid.into());
         }
         let now = self.store.now();
         let mut state = self.store.lock();

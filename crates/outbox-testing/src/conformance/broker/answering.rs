@@ -109,10 +109,15 @@ pub async fn an_unknown_topic_counts_no_attempt<F: BrokerFixture>() {
 }
 
 /// A message above the broker's own limit is refused for good, and alone: others pass.
+///
+/// Passes at once for a broker without a limit.
 pub async fn a_message_that_is_too_large_is_rejected_alone<F: BrokerFixture>() {
     let fixture = F::set_up().await;
     let (broker, topic) = (fixture.broker(), fixture.create_topic().await);
     let limit = broker.profile().max_message_bytes;
+    if limit == usize::MAX {
+        return;
+    }
     let large = "x".repeat(limit + 1);
     let batch =
         [message(&topic, "a", "p"), message(&topic, "b", &large), message(&topic, "c", "p")];
@@ -124,6 +129,61 @@ pub async fn a_message_that_is_too_large_is_rejected_alone<F: BrokerFixture>() {
     assert_failed(&answers, 1, PublishErrorKind::Rejected, &why);
     for neighbour in [0, 2] {
         assert_delivered(&answers, neighbour, "for it is small: Rejected is for one message alone");
+    }
+}
+
+/// A message as large as the broker says it takes is taken, whatever of it is large; one byte more is
+/// refused.
+///
+/// Passes at once for a broker without a limit.
+pub async fn a_message_of_the_largest_size_is_taken<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let (broker, topic) = (fixture.broker(), fixture.create_topic().await);
+    let limit = broker.profile().max_message_bytes;
+    if limit == usize::MAX {
+        return;
+    }
+    let of_size = |key: &str, bytes: usize| {
+        let payload = bytes - message(&topic, key, "").size();
+        message(&topic, key, &"x".repeat(payload))
+    };
+    let batch = outgoing([of_size("a", limit), of_size("b", limit + 1)]);
+    let answers = publish(&*broker, &batch).await;
+    let why = format!("for its size() is the {limit} bytes of the broker's profile, and no more");
+    assert_delivered(&answers, 0, &why);
+    let why = "for its size(), not that of its payload alone, is above the profile's limit";
+    assert_failed(&answers, 1, PublishErrorKind::Rejected, why);
+}
+
+/// Publishes at the same time are answered apart: each by its own indices.
+pub async fn publishes_at_the_same_time_are_answered_apart<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let (broker, topic) = (fixture.broker(), fixture.create_topic().await);
+    let mut batches = [0, 1, 2].map(|n: usize| {
+        let keys = (0..9).map(|key| message(&topic, &format!("{n}-{key}"), "p"));
+        outgoing(keys.take(5 + 2 * n))
+    });
+    for (overdue, batch) in batches.iter_mut().enumerate() {
+        batch[overdue].not_after = Instant::now();
+    }
+    let [one, two, three] = &batches;
+    let answers =
+        tokio::join!(publish(&*broker, one), publish(&*broker, two), publish(&*broker, three));
+    let published = fixture.published_to(&topic).await;
+    for (overdue, (batch, answers)) in
+        batches.iter().zip([answers.0, answers.1, answers.2]).enumerate()
+    {
+        for (index, outgoing) in batch.iter().enumerate() {
+            let id = outgoing.delivery.message.id();
+            let arrived = published.iter().filter(|record| record.message_id == id).count();
+            if index == overdue {
+                assert_failed(&answers, index, PublishErrorKind::NotSent, "its time is over");
+            } else {
+                assert_delivered(&answers, index, "nothing is wrong with it");
+            }
+            let expected = usize::from(index != overdue);
+            assert_eq!(arrived, expected, "arrivals of message {index} of publish {overdue}");
+        }
     }
 }
 
@@ -147,6 +207,7 @@ pub async fn a_dropped_publish_keeps_its_answers<F: BrokerFixture>() {
     };
     in_time("publish", broker.profile().undecided, until_answered).await;
     let given = by_index(batch.len(), &outcomes);
+    deliver(&*broker, [message(&topic, "after", "p")]).await;
     let flush = Duration::from_secs(10);
     in_time("close", flush, broker.close(flush)).await;
     let later = by_index(batch.len(), &outcomes);

@@ -111,6 +111,22 @@ pub async fn a_missing_key_is_no_empty_key<F: BrokerFixture>() {
     }
 }
 
+/// Messages that name a partition arrive there, whatever their keys. Passes by itself for a broker
+/// without partitions.
+pub async fn a_message_arrives_in_the_partition_that_it_names<F: BrokerFixture>() {
+    let fixture = F::set_up().await;
+    let topic = fixture.create_topic().await;
+    let messages = (0..20).map(|key| {
+        let message = Message::builder(&*topic).key(key.to_string()).payload("p").partition(0);
+        message.build().unwrap()
+    });
+    deliver(&*fixture.broker(), messages).await;
+    let records = fixture.published_to(&topic).await;
+    assert_eq!(records.len(), 20, "twenty messages were published");
+    let together = records.iter().all(|record| record.partition == records[0].partition);
+    assert!(together, "all of them name partition 0: {}", list(&records));
+}
+
 /// Messages of one key are in one partition, in the order of the batch and of the publishes.
 pub async fn messages_of_a_key_arrive_in_order<F: BrokerFixture>() {
     let fixture = F::set_up().await;

@@ -55,18 +55,18 @@ pub async fn pages_read_every_row_once<F: StoreFixture>() {
 /// Passes at once for a store with one lane.
 pub async fn a_page_tells_the_rows_of_other_lanes_that_it_passed<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
-    let Some((own, others)) = stage.lanes.split_first() else { return };
-    if others.is_empty() {
+    if stage.lanes.len() == 1 {
         return;
     }
     stage.add_all(spread(100)).await;
-    let all = stage.all().await.rows.into_iter().map(delivery);
-    let (wanted, passed): (Vec<_>, Vec<_>) = all.partition(|row| row.lane == *own);
-    assert!(!wanted.is_empty() && !passed.is_empty(), "100 keys are all in one lane, or none");
+    let all: Vec<_> = stage.all().await.rows.into_iter().map(delivery).collect();
+    let own = all[0].lane;
+    let (wanted, passed): (Vec<_>, Vec<_>) = all.iter().partition(|row| row.lane == own);
+    assert!(!passed.is_empty(), "100 keys are all in one lane");
 
     let (mut rows, mut seen, mut after) = (Vec::new(), Vec::new(), Position::START);
     for _ in 0..MANY {
-        let page = Page::new(std::slice::from_ref(own), after, 9);
+        let page = Page::new(std::slice::from_ref(&own), after, 9);
         let reply = stage.claim(everything().page(page)).await;
         assert!(reply.rows.len() + reply.passed.len() <= 9, "more than 9 rows in a page of 9");
         rows.extend(reply.rows.iter().map(Claimed::position));
@@ -197,6 +197,46 @@ pub async fn waiting_and_held_rows_are_claimed<F: StoreFixture>() {
     assert_eq!((waiting.attempts, held.attempts), (3, 3));
 }
 
+/// Pages, bounded ones, fetches and watches show rows that wait or are held, and tell the same about
+/// them; sweeps, scans and looks at open rows show them too.
+pub async fn waiting_and_held_rows_are_shown_by_every_read<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let wait = Duration::from_secs(500);
+    let waiting = stage.kill(message("orders", "waiting"), Settlement::Retry(wait)).await;
+    let held = stage.kill(message("orders", "held"), Settlement::Held).await;
+    let positions = [waiting.position, held.position];
+    let told = |row: RowState| (row.attempts, row.revision, row.held, row.wait > wait / 2);
+    let known: Vec<_> =
+        stage.all().await.rows.into_iter().map(|row| told(delivery(row).state)).collect();
+    let page = Page::new(&stage.lanes, Position::START, MANY);
+    let spans = [Span::new(Position::START, held.position)];
+    for (what, request) in [
+        ("bounded page", everything().page(page.through(held.position))),
+        ("fetch", everything().fetch(&positions)),
+    ] {
+        let mut rows: Vec<_> = stage.claim(request).await.rows.into_iter().map(delivery).collect();
+        rows.sort_by_key(|row| row.position);
+        let states: Vec<_> = rows.iter().map(|row| told(row.state)).collect();
+        assert_eq!(states, known, "as a {what} tells it, and a page");
+    }
+    for (position, known) in positions.iter().zip(&known) {
+        let fetched = stage.claim(everything().fetch(std::slice::from_ref(position))).await.rows;
+        let states: Vec<_> = fetched.into_iter().map(|row| told(delivery(row).state)).collect();
+        assert_eq!(states, [*known], "as a fetch of one row tells it, and a page");
+    }
+    let request = everything().watch(&positions).sweep(&spans).open(&spans).scan(page);
+    let mut reply = stage.claim(request).await;
+    reply.watched.sort_by_key(|row| row.id.position);
+    let states: Vec<_> = reply.watched.iter().map(|row| told(row.state)).collect();
+    assert_eq!(states, known, "as a watch tells it, and a page");
+    let swept: BTreeSet<_> = reply.swept.iter().map(|row| row.position).collect();
+    let scanned: BTreeSet<_> = reply.scanned.iter().map(|row| row.position).collect();
+    assert_eq!((swept, scanned), (BTreeSet::from(positions), BTreeSet::from(positions)));
+    if stage.fixture.sees_open_rows() {
+        assert_eq!(BTreeSet::from_iter(reply.open), BTreeSet::from(positions));
+    }
+}
+
 /// A fresh row has never failed, and its age is that of the store's clock.
 pub async fn a_row_tells_its_age<F: StoreFixture>() {
     const TIME: Duration = Duration::from_millis(300);
@@ -229,24 +269,27 @@ pub async fn a_row_beyond_the_byte_budget_is_unread<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     let big = |key: &str| Message::builder("t").key(key).payload(vec![1; 10_000]).build().unwrap();
     stage.add_all(["a", "b", "c", "d"].map(big)).await;
+    let all: Vec<_> = stage.all().await.rows.iter().map(Claimed::position).collect();
     let page = Page::new(&stage.lanes, Position::START, MANY);
-    let reply = stage.claim(Claim::new(25_000).page(page)).await;
-    let contents = reply.rows.iter().map(|row| match row {
-        Claimed::Delivery(delivery) => delivery.message.payload().map_or(0, <[u8]>::len),
-        _ => 0,
-    });
-    assert!(contents.sum::<usize>() <= 25_000);
-    for row in &reply.rows {
-        match row {
-            Claimed::Unread(row) => assert!(row.bytes >= 10_000, "{row:?}"),
-            Claimed::Delivery(_) => {}
-            other => panic!("neither read nor unread: {other:?}"),
+    for request in [Claim::new(25_000).page(page), Claim::new(25_000).fetch(&all)] {
+        let reply = stage.claim(request).await;
+        let contents = reply.rows.iter().map(|row| match row {
+            Claimed::Delivery(delivery) => delivery.message.payload().map_or(0, <[u8]>::len),
+            _ => 0,
+        });
+        assert!(contents.sum::<usize>() <= 25_000);
+        // A page may end early; a fetch tells all that exist.
+        let whole = request.page.is_none() || reply.end;
+        assert!(!whole || reply.rows.len() == all.len(), "a row is missing");
+        assert!(!reply.rows.is_empty(), "a row that does not fit is told");
+        for row in &reply.rows {
+            match row {
+                Claimed::Unread(row) => assert!(row.bytes >= 10_000, "{row:?}"),
+                Claimed::Delivery(_) => {}
+                other => panic!("neither read nor unread: {other:?}"),
+            }
         }
     }
-    if reply.end {
-        assert_eq!(reply.rows.len(), 4, "a row is missing");
-    }
-    assert!(!reply.rows.is_empty(), "a row that does not fit is told");
 }
 
 /// A row fetched alone is returned whole, whatever the budget.

@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery, Place};
 use outbox_core::delivery::Settlement;
-use outbox_core::store::Purge;
+use outbox_core::store::{Claimed, Purge};
 use outbox_core::{DeadLetters, Delivery, Message, MessageId};
 
-use super::stage::{delivery, failed, message};
+use super::stage::{delivery, everything, failed, message, patiently};
 use super::{DeadLettersFixture, Stage};
+use crate::drop_after;
+
+/// No call takes so many polls.
+const POLLS: usize = 300;
 
 /// A message that died is kept in full, with its place and its history.
 pub async fn a_dead_message_is_kept_in_full<F: DeadLettersFixture>() {
@@ -57,6 +61,7 @@ pub async fn a_listing_can_be_narrowed<F: DeadLettersFixture>() {
     let young = stage.kill(message("other", "c"), Settlement::Held).await.message.id();
     let list = async |query: DeadLetterQuery| ids(&letters.list(&query).await.unwrap());
     assert_eq!(list(DeadLetterQuery::new().topic("other")).await, [young]);
+    assert_eq!(list(DeadLetterQuery::new().topic("orders").limit(1)).await, old[..1]);
     assert_eq!(list(DeadLetterQuery::new().older_than(time / 2)).await, old);
     assert!(list(DeadLetterQuery::new().topic("none")).await.is_empty());
 }
@@ -135,6 +140,10 @@ pub async fn a_dead_message_that_is_retried_goes_last<F: DeadLettersFixture>() {
     let now = stage.delivery(id).await;
     assert_eq!((&now.message, now.lane), (&dead.message, dead.lane));
     assert_eq!((now.state.attempts, now.state.retried), (0, true));
+    let reply = stage.claim(everything().fetch(&[now.position]).watch(&[now.position])).await;
+    let fetched = reply.rows.into_iter().map(|row| delivery(row).state);
+    let told: Vec<_> = fetched.chain(reply.watched.iter().map(|row| row.state)).collect();
+    assert_eq!(told, [now.state, now.state], "as a fetch and a watch tell it, and a page");
     assert!(letters.get(id).await.unwrap().is_none());
 }
 
@@ -209,6 +218,76 @@ pub async fn discarded_messages_are_gone<F: DeadLettersFixture>() {
     let left = ids(&letters.list(&DeadLetterQuery::new()).await.unwrap());
     assert_eq!(left, [held[1], dead[1]]);
     assert_eq!(stage.messages().await, [pending, held[1]]);
+    let last = stage.delivery(held[1]).await.position;
+    assert_eq!(letters.discard(&left).await.unwrap(), 2);
+    let next = stage.add(message("orders", "e")).await;
+    assert!(stage.delivery(next).await.position > last, "a position is handed out once");
+}
+
+/// Of two operators who act on a message at the same time, one changes it: their answers count it
+/// once, and it is in one place.
+pub async fn of_two_operators_at_the_same_time_one_changes_a_message<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    for _ in 0..5 {
+        let id = [stage.kill(message("orders", "a"), Settlement::Dead).await.message.id()];
+        let retry = async || patiently(async || letters.retry(&id).await).await;
+        let (one, other) = tokio::join!(retry(), retry());
+        assert_eq!(one + other, 1, "retried");
+        assert_eq!(stage.messages().await, id);
+        stage.deliver(&[&stage.delivery(id[0]).await], false).await;
+
+        let id = [stage.kill(message("orders", "a"), Settlement::Dead).await.message.id()];
+        let discard = patiently(async || letters.discard(&id).await);
+        let retry = patiently(async || letters.retry(&id).await);
+        let (retried, discarded) = tokio::join!(retry, discard);
+        assert_eq!(retried + discarded, 1, "retried or discarded");
+        assert!(letters.get(id[0]).await.unwrap().is_none());
+        let row = stage.find(id[0]).await;
+        assert_eq!(row.is_some(), retried == 1, "pending if it was retried");
+        if let Some(row) = row {
+            stage.deliver(&[&row], false).await;
+        }
+
+        let id = [stage.kill(message("orders", "a"), Settlement::Held).await.message.id()];
+        let skip = async || patiently(async || letters.skip(&id).await).await;
+        let (one, other) = tokio::join!(skip(), skip());
+        assert_eq!(one + other, 1, "skipped");
+        let left = letters.list(&DeadLetterQuery::new()).await.unwrap();
+        assert_eq!((ids(&left), stage.messages().await), (id.to_vec(), vec![]));
+        assert_eq!(letters.discard(&id).await.unwrap(), 1);
+    }
+}
+
+/// A verb that is dropped at any await point leaves a message in one place, and repeating it ends
+/// well.
+pub async fn a_dropped_verb_leaves_a_message_in_one_place<F: DeadLettersFixture>() {
+    let (stage, letters) = set::<F>().await;
+    for polls in 1..POLLS {
+        let id = [stage.kill(message("orders", "a"), Settlement::Dead).await.message.id()];
+        let ended = drop_after(polls, letters.retry(&id)).await.is_some();
+        patiently(async || letters.retry(&id).await).await;
+        assert_eq!(stage.messages().await, id, "after {polls} polls of a retry");
+        assert!(letters.get(id[0]).await.unwrap().is_none());
+        stage.deliver(&[&stage.delivery(id[0]).await], false).await;
+        if ended {
+            break;
+        }
+    }
+    for polls in 1..POLLS {
+        let id = [stage.kill(message("orders", "a"), Settlement::Held).await.message.id()];
+        let ended = drop_after(polls, letters.skip(&id)).await.is_some();
+        patiently(async || letters.skip(&id).await).await;
+        let left = letters.list(&DeadLetterQuery::new()).await.unwrap();
+        let places: Vec<_> = left.iter().map(|letter| (letter.id, letter.cursor.place)).collect();
+        assert_eq!(places, [(id[0], Place::Dead)], "after {polls} polls of a skip");
+        assert_eq!(stage.messages().await, []);
+        let discarded = drop_after(polls, letters.discard(&id)).await.is_some();
+        patiently(async || letters.discard(&id).await).await;
+        assert!(letters.get(id[0]).await.unwrap().is_none(), "after {polls} polls of a discard");
+        if ended && discarded {
+            break;
+        }
+    }
 }
 
 /// An unreadable row can be held, listed, skipped and discarded; it has no message to show.
@@ -221,6 +300,16 @@ pub async fn an_unreadable_row_can_be_operated_on<F: DeadLettersFixture>() {
     if !stage.fixture.garble(id).await {
         return;
     }
+    let listed = letters.list(&DeadLetterQuery::new()).await.unwrap();
+    assert_eq!(ids(&listed), [id]);
+    assert_eq!(letters.retry(&[id]).await.unwrap(), 1);
+    let rows = stage.all().await.rows;
+    let [Claimed::Unreadable(row)] = &rows[..] else { panic!("{rows:?}") };
+    assert_eq!((row.state.held, row.state.attempts), (false, 0));
+    let lease = stage.lease_for(&held).await;
+    let mut again = failed(&held, lease, 1, Settlement::Held);
+    again.read = row.state;
+    assert_eq!(stage.fail(&[again]).await.refused, []);
     for place in [Place::Held, Place::Dead] {
         let letter = letters.get(id).await.unwrap().unwrap();
         assert_eq!((letter.message, letter.cursor.place), (None, place));

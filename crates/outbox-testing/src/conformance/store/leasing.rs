@@ -161,14 +161,43 @@ pub async fn one_of_two_takers_gets_a_lane<F: StoreFixture>() {
     assert!(standing.lanes.iter().zip(&observed).all(|(now, then)| now.epoch == then.epoch + 1));
 }
 
+/// Two workers take the same free lanes at the same time: each lane goes to one of them, under the
+/// next epoch, and neither is told that it has what the other one has.
+pub async fn of_two_takers_at_the_same_time_one_gets_a_lane<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let workers = [WorkerId::generate(), WorkerId::generate()];
+    for _ in 0..5 {
+        let observed = stage.standing(workers[0]).await.lanes;
+        let wanted: Vec<TakeOver> = observed.iter().map(TakeOver::of).collect();
+        let take = |worker| stage.keep(KeepLeases::new(worker, LONG).take(&wanted));
+        let (one, other) = tokio::join!(take(workers[0]), take(workers[1]));
+        let now = stage.standing(workers[0]).await.lanes;
+        for (lane, (now, before)) in now.iter().zip(&observed).enumerate() {
+            let told = [&one.lanes[lane], &other.lanes[lane]];
+            let thinks = |index: usize| told[index].owner == Some(workers[index]);
+            assert!(!(thinks(0) && thinks(1)), "both were told that they have it: {told:?}");
+            assert_eq!(now.epoch, before.epoch + 1, "taken twice: {now:?}");
+            let owner = workers.iter().position(|worker| now.owner == Some(*worker));
+            assert!(owner.is_some_and(thinks), "its owner was not told: {now:?}, {told:?}");
+        }
+        for worker in workers {
+            let own = now.iter().filter(|lane| lane.owner == Some(worker));
+            let leases: Vec<_> = own.map(|lane| Lease::new(lane.lane, lane.epoch)).collect();
+            stage.release(worker, &leases).await;
+        }
+    }
+}
+
 /// A released lane is taken at once by anybody; the release itself leaves the epoch alone.
 pub async fn a_released_lane_is_taken_at_once<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     let (owner, other) = (WorkerId::generate(), WorkerId::generate());
     let leases = stage.take(owner, LONG).await;
-    stage.release(owner, &leases).await;
+    stage.store.release(Release::new(owner, &leases).leaving()).await.unwrap();
     let record = first_lane(&stage, other).await;
     assert_eq!((record.owner, record.epoch), (None, leases[0].epoch));
+    let workers = stage.standing(other).await.workers;
+    assert!(!workers.iter().any(|record| record.worker == owner), "it left");
     let taken = stage.take(other, LONG).await;
     assert_eq!(taken.len(), stage.lanes.len());
     assert_eq!(taken[0].epoch, leases[0].epoch + 1);
@@ -184,6 +213,7 @@ pub async fn releasing_what_is_not_held_changes_nothing<F: StoreFixture>() {
     stage.release(owner, &stale.collect::<Vec<_>>()).await;
     let standing = stage.standing(other).await;
     assert!(standing.lanes.iter().all(|record| record.owner == Some(owner)), "{standing:?}");
+    assert!(standing.workers.iter().any(|record| record.worker == owner), "it did not leave");
 }
 
 /// Every registered worker is told, with its health and how long ago it was seen.
@@ -210,7 +240,10 @@ pub async fn absent_workers_are_forgotten_and_lanes_are_not<F: StoreFixture>() {
     stage.standing(leaving).await;
     stage.store.release(Release::new(leaving, &[]).leaving()).await.unwrap();
     stage.keep(KeepLeases::new(gone, TENTH)).await;
-    stage.fixture.pass(TENTH * 11).await;
+    stage.fixture.pass(TENTH * 3).await;
+    let workers = stage.standing(last).await.workers;
+    assert!(workers.iter().any(|record| record.worker == gone), "forgotten too early");
+    stage.fixture.pass(TENTH * 8).await;
     let standing = stage.standing(last).await;
     let workers: Vec<_> = standing.workers.iter().map(|record| record.worker).collect();
     assert_eq!(workers, [last]);

@@ -30,6 +30,11 @@ pub async fn purging_leaves_younger_copies<F: StoreFixture>() {
     archive(&stage, 3).await;
     assert_eq!(stage.store.purge(Purge::new(age / 2, 100)).await.unwrap(), 2);
     assert_eq!(purge_everything(&stage).await, 3);
+    // What counts is when it was delivered, not when it was added.
+    let old = stage.add(message("orders", "a")).await;
+    stage.fixture.pass(age).await;
+    stage.deliver(&[&stage.delivery(old).await], true).await;
+    assert_eq!(stage.store.purge(Purge::new(age / 2, 100)).await.unwrap(), 0);
 }
 
 /// When the store's clock is set back, copies of what is now its future are not old.

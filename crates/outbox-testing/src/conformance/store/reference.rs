@@ -51,9 +51,9 @@ enum Step {
     Discard {
         which: usize,
     },
-    /// A worker wants a lane, which may belong to another one that has given it back or has not.
+    /// A worker wants all lanes, which may belong to another one that has given them back or has
+    /// not. All: a store is free to say which lane a key is in.
     Take {
-        lane: u16,
         worker: u8,
         released: bool,
     },
@@ -81,10 +81,7 @@ impl Step {
             10..12 => Self::Retry { which },
             12 => Self::Skip { which },
             13 => Self::Discard { which },
-            _ => {
-                let (lane, worker) = (random.random(), random.random_range(1..4));
-                Self::Take { lane, worker, released: random.random() }
-            }
+            _ => Self::Take { worker: random.random_range(1..4), released: random.random() },
         }
     }
 }
@@ -162,17 +159,19 @@ impl Side {
             Step::Retry { which } => self.operator.retry(&[nth(which)]).await.unwrap(),
             Step::Skip { which } => self.operator.skip(&[nth(which)]).await.unwrap(),
             Step::Discard { which } => self.operator.discard(&[nth(which)]).await.unwrap(),
-            Step::Take { lane, worker, released } => {
-                let lane = usize::from(*lane) % self.lanes.len();
-                let (epoch, owner) = self.standing().await[lane];
-                if let Some(owner) = owner.filter(|_| *released) {
-                    let leases = [Lease::new(self.lanes[lane], epoch)];
+            Step::Take { worker, released } => {
+                let lanes = self.standing().await;
+                if let Some(owner) = lanes[0].1.filter(|_| *released) {
+                    let leases = self.lanes.iter().zip(&lanes);
+                    let leases: Vec<_> =
+                        leases.map(|(lane, (epoch, _))| Lease::new(*lane, *epoch)).collect();
                     self.store.release(Release::new(owner, &leases)).await.unwrap();
                 }
                 let request = KeepLeases::new(WorkerId::from_bytes([*worker; 16]), LONG);
                 let standing = self.store.keep_leases(request).await.unwrap();
-                let take = [TakeOver::of(&standing.lanes[lane])];
-                self.store.keep_leases(request.take(&take)).await.unwrap().lanes[lane].epoch
+                let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
+                let standing = self.store.keep_leases(request.take(&take)).await.unwrap();
+                standing.lanes.iter().map(|lane| lane.epoch).sum()
             }
         }
     }

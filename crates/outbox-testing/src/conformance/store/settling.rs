@@ -2,16 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use outbox_core::delivery::{Receipt, RowId, RowState, Settlement};
-use outbox_core::store::{Delivered, KeepLeases, Settle};
-use outbox_core::{Delivery, Lane, Lease, MessageId, WorkerId};
+use outbox_core::delivery::{Receipt, RowId, RowState, Settlement, Span};
+use outbox_core::store::{Claimed, Delivered, Failed, KeepLeases, Page, Purge, Release, Settle};
+use outbox_core::{Delivery, Lane, Lease, MessageId, Position, WorkerId};
 
-use super::stage::{LONG, failed, id_of, message, spread};
+use super::stage::{LONG, delivery, everything, failed, id_of, message, patiently, spread, turns};
 use super::{Stage, StoreFixture};
+use crate::drop_after;
 
 const WAIT: Duration = Duration::from_secs(500);
+
+/// No call takes so many polls.
+const POLLS: usize = 300;
 
 /// A delivered row goes away, and no other one. No lease is needed.
 pub async fn a_delivered_row_goes_away<F: StoreFixture>() {
@@ -42,7 +47,7 @@ pub async fn a_reused_position_is_not_deleted<F: StoreFixture>() {
     let position = stage.delivery(id).await.position;
     let former = RowId::new(position, MessageId::generate());
     let delivered = [Delivered::new(former, Receipt::default())];
-    stage.store.settle(Settle::new(&delivered, &[])).await.unwrap();
+    stage.settle(Settle::new(&delivered, &[])).await;
     assert_eq!(stage.messages().await, [id]);
 }
 
@@ -149,6 +154,30 @@ pub async fn a_stale_epoch_changes_nothing<F: StoreFixture>() {
     assert_eq!(stage.fail(&[failed(&row, current, 1, Settlement::Held)]).await.refused, []);
 }
 
+/// A failure that is recorded while the lane is taken over is recorded before that, or refused:
+/// the next owner reads what stays.
+pub async fn a_failure_beside_a_take_over_changes_nothing_after_it<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    for number in 0..10 {
+        let row = added(&stage).await;
+        let (owner, next) = (WorkerId::generate(), WorkerId::generate());
+        let leases = stage.take(owner, LONG).await;
+        let held = [failed(&row, lease_of(&row, &leases), 1, Settlement::Held)];
+        let take_over = async {
+            turns(number).await;
+            stage.release(owner, &leases).await;
+            let taken = stage.take(next, LONG).await;
+            lease_of(&row, &taken);
+            (taken, stage.delivery(row.message.id()).await.state)
+        };
+        let (settled, (taken, read)) = tokio::join!(stage.fail(&held), take_over);
+        let now = stage.delivery(row.message.id()).await.state;
+        assert_eq!(now, read, "its former owner changed the row after the next one had read it");
+        assert_eq!(settled.refused.is_empty(), now.held, "{settled:?} of {now:?}");
+        stage.release(next, &taken).await;
+    }
+}
+
 /// A lease that was given back is no lease any more.
 pub async fn a_released_lease_is_refused<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
@@ -230,11 +259,87 @@ pub async fn one_settle_holds_rows_of_every_kind<F: StoreFixture>() {
         fail(3, Settlement::Dead),
     ];
     let delivered = [Delivered::new(id_of(&rows[0]), Receipt::default())];
-    let settled = stage.store.settle(Settle::new(&delivered, &failed)).await.unwrap();
+    let settled = stage.settle(Settle::new(&delivered, &failed)).await;
     assert_eq!(settled.refused, [rows[4].position]);
     assert_eq!(stage.messages().await, [ids[1], ids[2], ids[4]]);
     let backlog = stage.store.backlog().await.unwrap();
     assert_eq!((backlog.held, backlog.dead), (1, 1));
+}
+
+/// A row that cannot be read is settled as any other: its topic's policy decided about it.
+///
+/// Passes at once if the store cannot hold such a row.
+pub async fn an_unreadable_row_can_be_settled<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let ids = stage.add_all(spread(4)).await;
+    let mut rows = Vec::new();
+    for id in &ids {
+        rows.push(stage.delivery(*id).await);
+    }
+    for id in &ids {
+        if !stage.fixture.garble(*id).await {
+            return;
+        }
+    }
+    let leases = stage.take(WorkerId::generate(), LONG).await;
+    let how = [Settlement::Retry(WAIT), Settlement::Held, Settlement::Dead];
+    let failed = rows.iter().zip(how);
+    let failed: Vec<_> =
+        failed.map(|(row, how)| first_failure(row, lease_of(row, &leases), how)).collect();
+    assert_eq!(stage.fail(&failed).await.refused, []);
+    stage.deliver(&[&rows[3]], true).await;
+    let left = stage.all().await.rows;
+    let [Claimed::Unreadable(waiting), Claimed::Unreadable(held)] = &left[..] else {
+        panic!("two unreadable rows expected: {left:?}");
+    };
+    assert_eq!((waiting.id, held.id), (id_of(&rows[0]), id_of(&rows[1])));
+    assert_eq!((waiting.state.attempts, held.state.attempts, held.state.held), (1, 1, true));
+    assert!(waiting.state.wait > WAIT / 2);
+    let backlog = stage.store.backlog().await.unwrap();
+    assert_eq!((backlog.pending, backlog.held, backlog.dead), (2, 1, 1));
+    assert_eq!(archived(&stage).await, 1);
+}
+
+/// Requests that are as large as those of a dispatcher are done whole.
+pub async fn large_requests_are_done_whole<F: StoreFixture>() {
+    const ROWS: usize = 2_000;
+    let stage = Stage::<F>::set().await;
+    let mut ids = stage.add_all(spread(ROWS - 500)).await;
+    ids.extend(stage.add_all(spread(500)).await);
+    let rows = stage.page(Position::START, 4_000).await.rows;
+    let rows: Vec<_> = rows.into_iter().map(delivery).collect();
+    let read: Vec<_> = rows.iter().map(|row| row.message.id()).collect();
+    assert_eq!(read, ids, "a page of 4,000");
+
+    let all: BTreeSet<_> = rows.iter().map(|row| row.position).collect();
+    let positions: Vec<_> = all.iter().copied().collect();
+    let spans: Vec<_> = positions.chunks(5).map(|five| Span::new(five[1], five[3])).collect();
+    let page = Page::new(&stage.lanes, Position::START, 1_000);
+    let request = everything().fetch(&positions).watch(&positions[..500]).sweep(&spans).scan(page);
+    let reply = stage.claim(request).await;
+    let fetched: BTreeSet<_> = reply.rows.iter().map(Claimed::position).collect();
+    assert!(fetched == all, "a fetch of {ROWS} gave {}", fetched.len());
+    assert_eq!(reply.watched.len(), 500);
+    assert_eq!(reply.swept.len(), spans.len() * 3);
+    assert_eq!(reply.scanned.len(), 1_000);
+
+    let leases = stage.take(WorkerId::generate(), LONG).await;
+    let kinds = [Settlement::Retry(WAIT), Settlement::Held, Settlement::Dead];
+    let (delivered, rest) = rows.split_at(900);
+    let failed = rest.iter().take(300).zip(kinds.iter().cycle());
+    let failed: Vec<_> =
+        failed.map(|(row, how)| first_failure(row, lease_of(row, &leases), how.clone())).collect();
+    let receipt = Receipt::default();
+    let delivered: Vec<_> =
+        delivered.iter().map(|row| Delivered::new(id_of(row), receipt)).collect();
+    let settled = stage.settle(Settle::new(&delivered, &failed).archive(true)).await;
+    assert_eq!(settled.refused, []);
+    let left = stage.page(Position::START, 4_000).await.rows.into_iter().map(delivery);
+    let states: Vec<_> = left.map(|row| (row.state.attempts, row.state.held)).collect();
+    let count = |state| states.iter().filter(|found| **found == state).count();
+    assert_eq!((count((1, false)), count((1, true)), count((0, false))), (100, 100, 800));
+    assert_eq!(stage.store.backlog().await.unwrap().dead, 100);
+    assert_eq!(archived(&stage).await, 900);
 }
 
 /// Settling nothing is no error.
@@ -266,6 +371,82 @@ pub async fn a_dropped_call_is_in_nobodys_way<F: StoreFixture>() {
     }
     assert_eq!(stage.messages().await.len(), ids.len());
     assert_eq!(stage.take(worker, LONG).await, leases);
+}
+
+/// A settle that is dropped at any await point leaves a message in one place, and repeating it ends
+/// well: it is never deleted before its copy is there, nor copied twice.
+pub async fn a_dropped_settle_leaves_a_message_in_one_place<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    for polls in 1..POLLS {
+        let (row, lease) = leased(&stage).await;
+        let dead = [failed(&row, lease, 1, Settlement::Dead)];
+        let settle = Settle::new(&[], &dead);
+        let ended = drop_after(polls, stage.store.settle(settle)).await.is_some();
+        stage.settle(settle).await;
+        let backlog = stage.store.backlog().await.unwrap();
+        assert_eq!((backlog.pending, backlog.dead), (0, polls as u64), "after {polls} polls");
+        give_all_back(&stage, lease).await;
+        if ended {
+            break;
+        }
+    }
+    for polls in 1..POLLS {
+        let row = added(&stage).await;
+        let delivered = [Delivered::new(id_of(&row), Receipt::default())];
+        let settle = Settle::new(&delivered, &[]).archive(true);
+        let ended = drop_after(polls, stage.store.settle(settle)).await.is_some();
+        stage.settle(settle).await;
+        assert_eq!(stage.messages().await, [], "after {polls} polls");
+        assert_eq!(archived(&stage).await, 1, "copies after {polls} polls");
+        if ended {
+            break;
+        }
+    }
+}
+
+/// A release or a purge that is dropped at any await point is repeated as if it had not been.
+pub async fn a_dropped_release_or_purge_can_be_repeated<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    for polls in 1..POLLS {
+        let (owner, next) = (WorkerId::generate(), WorkerId::generate());
+        let leases = stage.take(owner, LONG).await;
+        let release = Release::new(owner, &leases).leaving();
+        let ended = drop_after(polls, stage.store.release(release)).await.is_some();
+        patiently(async || stage.store.release(release).await).await;
+        let taken = stage.take(next, LONG).await;
+        let following = leases.iter().map(|lease| Lease::new(lease.lane, lease.epoch + 1));
+        assert_eq!(taken, following.collect::<Vec<_>>(), "after {polls} polls");
+        stage.release(next, &taken).await;
+        if ended {
+            break;
+        }
+    }
+    let pending = added(&stage).await.message.id();
+    for polls in 1..POLLS {
+        let row = added(&stage).await;
+        stage.deliver(&[&row], true).await;
+        stage.fixture.pass(Duration::from_millis(50)).await;
+        let purge = stage.store.purge(Purge::new(Duration::ZERO, 100));
+        let ended = drop_after(polls, purge).await.is_some();
+        archived(&stage).await;
+        assert_eq!(archived(&stage).await, 0, "copies after {polls} polls and a purge");
+        assert_eq!(stage.messages().await, [pending]);
+        if ended {
+            break;
+        }
+    }
+}
+
+/// Gives back the lanes of whoever has this lease.
+async fn give_all_back<F: StoreFixture>(stage: &Stage<F>, lease: Lease) {
+    let lanes = stage.standing(WorkerId::generate()).await.lanes;
+    let owner = lanes.iter().find(|lane| lane.lane == lease.lane).and_then(|lane| lane.owner);
+    let leases: Vec<_> = lanes.iter().map(|lane| Lease::new(lane.lane, lane.epoch)).collect();
+    stage.release(owner.unwrap(), &leases).await;
+}
+
+fn first_failure(row: &Delivery, lease: Lease, how: Settlement) -> Failed {
+    failed(row, lease, 1, how)
 }
 
 async fn added<F: StoreFixture>(stage: &Stage<F>) -> Delivery {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use outbox_core::delivery::{Failure, Receipt, RowId, Settlement};
 use outbox_core::store::{
     Claim, ClaimReply, Claimed, Delivered, Failed, KeepLeases, Page, Release, Settle, Settled,
-    Standing, TakeOver,
+    Standing, StoreError, StoreErrorKind, TakeOver,
 };
 use outbox_core::{Delivery, Lane, Lease, Message, MessageId, Outbox, Position, Store, WorkerId};
 
@@ -72,7 +72,7 @@ impl<F: StoreFixture> Stage<F> {
     // Reading --------------------------------------------------------------------------------
 
     pub(super) async fn claim(&self, request: Claim<'_>) -> ClaimReply {
-        self.store.claim(request).await.unwrap()
+        patiently(async || self.store.claim(request).await).await
     }
 
     /// Every committed row.
@@ -118,7 +118,7 @@ impl<F: StoreFixture> Stage<F> {
     // Leasing --------------------------------------------------------------------------------
 
     pub(super) async fn keep(&self, request: KeepLeases<'_>) -> Standing {
-        self.store.keep_leases(request).await.unwrap()
+        patiently(async || self.store.keep_leases(request).await).await
     }
 
     /// How all lanes and workers stand, as `worker` sees it.
@@ -143,7 +143,7 @@ impl<F: StoreFixture> Stage<F> {
     }
 
     pub(super) async fn release(&self, worker: WorkerId, leases: &[Lease]) {
-        self.store.release(Release::new(worker, leases)).await.unwrap();
+        patiently(async || self.store.release(Release::new(worker, leases)).await).await;
     }
 
     // Settling -------------------------------------------------------------------------------
@@ -151,11 +151,15 @@ impl<F: StoreFixture> Stage<F> {
     pub(super) async fn deliver(&self, rows: &[&Delivery], archive: bool) {
         let receipt = Receipt::new(Some(0), Some(7));
         let rows: Vec<_> = rows.iter().map(|row| Delivered::new(id_of(row), receipt)).collect();
-        self.store.settle(Settle::new(&rows, &[]).archive(archive)).await.unwrap();
+        self.settle(Settle::new(&rows, &[]).archive(archive)).await;
     }
 
     pub(super) async fn fail(&self, failed: &[Failed]) -> Settled {
-        self.store.settle(Settle::new(&[], failed)).await.unwrap()
+        self.settle(Settle::new(&[], failed)).await
+    }
+
+    pub(super) async fn settle(&self, request: Settle<'_>) -> Settled {
+        patiently(async || self.store.settle(request).await).await
     }
 
     /// Adds a message and lets it die by this settlement after three attempts.
@@ -169,6 +173,33 @@ impl<F: StoreFixture> Stage<F> {
         assert_eq!(settled.refused, []);
         self.release(worker, &leases).await;
         row
+    }
+}
+
+/// What a call answers, repeated while other transactions are in its way.
+pub(super) async fn patiently<T>(call: impl AsyncFn() -> Result<T, StoreError>) -> T {
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        match call().await {
+            Err(error) if error.kind() == StoreErrorKind::Conflict => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            answer => return answer.unwrap(),
+        }
+    }
+    panic!("nothing but conflicts in {TRIES} tries");
+}
+
+/// Lets others go on: this many turns, or from some on as many milliseconds.
+pub(super) async fn turns(turns: u64) {
+    const FEW: u64 = 6;
+    match turns.checked_sub(FEW) {
+        Some(millis @ 1..) => tokio::time::sleep(Duration::from_millis(millis)).await,
+        _ => {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+        }
     }
 }
 

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use outbox_core::delivery::Span;
+use outbox_core::delivery::{Settlement, Span};
 use outbox_core::store::Page;
-use outbox_core::{AddErrorKind, Message, Position};
+use outbox_core::{AddErrorKind, Delivery, Message, Position};
 
 use super::stage::{MANY, delivery, everything, message, spread};
 use super::{Stage, StoreFixture};
@@ -154,6 +155,7 @@ pub async fn the_sweep_is_not_older_than_the_page<F: StoreFixture>() {
     let writing = async {
         for number in 0..60 {
             stage.add(message("orders", &number.to_string())).await;
+            tokio::task::yield_now().await;
         }
     };
     let reading = async {
@@ -171,6 +173,50 @@ pub async fn the_sweep_is_not_older_than_the_page<F: StoreFixture>() {
         }
     };
     both(writing, reading).await;
+}
+
+/// Where a store says that its rows become visible in order, none appears below one that was seen:
+/// the dispatcher never looks for it.
+///
+/// Passes at once for a store that does not say so.
+pub async fn rows_of_a_store_in_commit_order_appear_in_order<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    if !stage.in_commit_order {
+        return;
+    }
+    let mut first = stage.fixture.begin().await;
+    stage.add_in(&mut first, message("orders", "first")).await;
+    let beside = async {
+        let mut second = stage.fixture.begin().await;
+        stage.add_in(&mut second, message("orders", "second")).await;
+        stage.fixture.commit(second).await;
+    };
+    if tokio::time::timeout(Duration::from_millis(500), beside).await.is_err() {
+        return; // One writer at a time.
+    }
+    let seen = stage.all().await.covered;
+    stage.fixture.commit(first).await;
+    let above = stage.page(seen, MANY).await.rows.len();
+    assert_eq!(above, 1, "a row that was committed later is not above {seen}, which was read");
+}
+
+/// A position is handed out once: not again when its row is delivered, archived or dead.
+pub async fn a_position_is_handed_out_once<F: StoreFixture>() {
+    let stage = Stage::<F>::set().await;
+    let mut last = Position::START;
+    let mut assert_next = |row: &Delivery| {
+        assert!(row.position > last, "{} after {last}", row.position);
+        last = row.position;
+    };
+    for archive in [false, true] {
+        let id = stage.add(message("orders", "a")).await;
+        let row = stage.delivery(id).await;
+        assert_next(&row);
+        stage.deliver(&[&row], archive).await;
+    }
+    assert_next(&stage.kill(message("orders", "a"), Settlement::Dead).await);
+    let id = stage.add(message("orders", "a")).await;
+    assert_next(&stage.delivery(id).await);
 }
 
 /// A look at open rows shows committed ones as well; unless the store cannot see them, those of open
