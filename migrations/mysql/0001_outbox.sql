@@ -1,3 +1,18 @@
+-- The version of these tables, 0 until all of them are there, and the number of lanes. No lanes: a
+-- change of their number was interrupted and must be run again.
+CREATE TABLE IF NOT EXISTS outbox_meta (
+  one TINYINT NOT NULL DEFAULT 1,
+  schema_version INT UNSIGNED NOT NULL,
+  lanes SMALLINT UNSIGNED NULL,
+  PRIMARY KEY (one)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+INSERT IGNORE INTO outbox_meta (schema_version, lanes) VALUES (0, 16);
+
+-- A duplicate key here: this was begun with another number of lanes, and must be ended with that.
+INSERT INTO outbox_meta (schema_version, lanes)
+SELECT 0, 16 FROM outbox_meta WHERE schema_version = 0 AND lanes <> 16;
+
 -- Messages that wait. A row is pending while it exists, the relay deletes delivered ones.
 -- Write message_id, topic, message_key, partition_no, headers and payload, never lane.
 -- Columns are a byte wider than their CHECK: without strict mode the server would cut silently.
@@ -108,13 +123,29 @@ CREATE TABLE IF NOT EXISTS outbox_inbox (
   KEY outbox_inbox_accepted (accepted_at)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 
--- The version of these tables and the number of lanes, written last. No lanes: a change of their
--- number was interrupted and must be run again.
-CREATE TABLE IF NOT EXISTS outbox_meta (
-  one TINYINT NOT NULL DEFAULT 1,
-  schema_version INT UNSIGNED NOT NULL,
-  lanes SMALLINT UNSIGNED NULL,
-  PRIMARY KEY (one)
-) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
-
-INSERT IGNORE INTO outbox_meta (schema_version, lanes) VALUES (1, 16);
+-- All of them are there. An unknown column here: one of them is a table of somebody else. Give that
+-- another name, or ours a prefix, and run this again.
+UPDATE outbox_meta SET schema_version = 1
+WHERE one = 1 AND schema_version = 0 AND lanes = 16
+  AND NOT EXISTS (
+    SELECT id, lane, message_id, topic, message_key, partition_no, headers, payload,
+      created_at, attempts, available_at, held_at, last_error, revision, retried
+    FROM outbox WHERE FALSE)
+  AND NOT EXISTS (
+    SELECT lane, owner, epoch, expires_at, ttl
+    FROM outbox_lane WHERE FALSE)
+  AND NOT EXISTS (
+    SELECT worker, healthy, seen_at, ttl
+    FROM outbox_worker WHERE FALSE)
+  AND NOT EXISTS (
+    SELECT outbox_id, message_id, topic, message_key, held_at
+    FROM outbox_held WHERE FALSE)
+  AND NOT EXISTS (
+    SELECT id, outbox_id, message_id, died_at
+    FROM outbox_dead WHERE FALSE)
+  AND NOT EXISTS (
+    SELECT id, outbox_id, message_id, delivered_at
+    FROM outbox_delivered WHERE FALSE)
+  AND NOT EXISTS (
+    SELECT consumer, message_id, accepted_at
+    FROM outbox_inbox WHERE FALSE);

@@ -100,7 +100,9 @@ fn known(number: u16) -> Option<StoreErrorKind> {
         | 3819 // CHECK (MySQL)
         | 4025 // CHECK (MariaDB)
         => K::Invalid,
-        1049 | 1054 | 1109 | 1146 => K::Schema, // unknown database, column, table
+        1046 // no database is selected
+        | 1049 | 1054 | 1109 | 1146 // unknown database, column, table
+        => K::Schema,
         1305 // the savepoint does not exist
         | 1690 // out of range: only the INSERT that `guarded_insert_sql` makes can be
         => K::NoTransaction,
@@ -132,7 +134,7 @@ mod tests {
             &[1044, 1045, 1130, 1142, 1143, 1227, 1370, 1698, 1820, 1862, 3118, 3159],
         ),
         (StoreErrorKind::Invalid, &[1048, 1153, 1264, 1265, 1292, 1301, 1366, 1406, 3819, 4025]),
-        (StoreErrorKind::Schema, &[1049, 1054, 1109, 1146]),
+        (StoreErrorKind::Schema, &[1046, 1049, 1054, 1109, 1146]),
         (StoreErrorKind::NoTransaction, &[1305, 1690]),
         (StoreErrorKind::Unsupported, &[1064, 1193, 1235, 1665]),
     ];

@@ -3,12 +3,13 @@
 mod ddl;
 mod lanes;
 
+use std::fmt::Write as _;
 use std::num::NonZeroU16;
 
 use outbox_core::store::{StoreError, StoreErrorKind};
 use sqlx::MySqlConnection;
 
-use crate::tables::Tables;
+use crate::tables::{Names, Tables};
 use crate::text::{self, run};
 
 /// The newest version; the one before it is supported as well.
@@ -76,23 +77,25 @@ impl MySqlSchema {
         match version {
             0 => Ok(self.sql()),
             VERSION => Ok(String::new()),
-            _ => Err(StoreErrorKind::Schema.into()),
+            _ => Err(other_version(version)),
         }
     }
 
     /// Creates the tables, or brings older ones to the newest version. Safe to run again, and from
-    /// several processes at once: they wait for each other. Existing lanes stay as they are. Close a
-    /// connection on which this was dropped: its session may hold the lock that they wait for.
+    /// several processes at once: they wait for each other. Existing lanes stay as they are, those
+    /// of a migration that stopped half way as well. Close a connection on which this was dropped:
+    /// its session may hold the lock that they wait for.
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Conflict`] when another migration holds the lock for a minute; otherwise
-    /// any [`StoreErrorKind`].
+    /// [`StoreErrorKind::Conflict`] when another migration holds the lock for a minute;
+    /// [`StoreErrorKind::Schema`] when a table of one of these names is not ours: it is left as it
+    /// is, and once it has another name this can be run again; otherwise any [`StoreErrorKind`].
     pub async fn migrate(&self, connection: &mut MySqlConnection) -> Result<(), StoreError> {
         self.lock(connection).await?;
         let migrated = async {
-            let version = self.version(connection).await?;
-            let ddl = self.sql_from(version)?;
+            let (version, lanes) = self.version(connection).await?;
+            let ddl = Self { lanes, ..self.clone() }.sql_from(version)?;
             if !ddl.is_empty() {
                 // Statements commit by themselves unless autocommit is off.
                 run(connection, format!("{ddl}COMMIT")).await?;
@@ -108,8 +111,8 @@ impl MySqlSchema {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Schema`] when they are missing, older or newer than supported, or not
-    /// ours, or when a change of the number of lanes was interrupted.
+    /// [`StoreErrorKind::Schema`] when they are missing, incomplete, older or newer than supported,
+    /// or not ours, or when a change of the number of lanes was interrupted.
     pub async fn check(&self, connection: &mut MySqlConnection) -> Result<(), StoreError> {
         self.read_lanes(connection).await.map(|_| ())
     }
@@ -123,61 +126,58 @@ impl MySqlSchema {
         &self,
         connection: &mut MySqlConnection,
     ) -> Result<NonZeroU16, StoreError> {
-        let t = &self.tables;
-        let packet = format!(
-            "SELECT schema_version, lanes FROM {meta};\
-             SELECT COUNT(*) FROM {lane};\
-             SELECT id, lane, message_id, topic, message_key, partition_no, headers, payload, \
-               created_at, attempts, available_at, held_at, last_error, revision, retried \
-               FROM {outbox} LIMIT 0;\
-             SELECT worker, healthy, seen_at, ttl FROM {worker} LIMIT 0;\
-             SELECT outbox_id, message_id, topic, message_key, held_at FROM {held} LIMIT 0;\
-             SELECT id, outbox_id, message_id, died_at FROM {dead} LIMIT 0;\
-             SELECT id, outbox_id, message_id, delivered_at FROM {delivered} LIMIT 0;\
-             SELECT consumer, message_id, accepted_at FROM {inbox} LIMIT 0",
-            meta = t.meta,
-            lane = t.lane,
-            outbox = t.outbox,
-            worker = t.worker,
-            held = t.held,
-            dead = t.dead,
-            delivered = t.delivered,
-            inbox = t.inbox,
-        );
+        let Names { meta, lane, .. } = &*self.tables;
+        let mut packet =
+            format!("SELECT schema_version, lanes FROM {meta};SELECT COUNT(*) FROM {lane}");
+        for (table, columns) in ddl::columns(&self.tables) {
+            _ = write!(packet, ";SELECT {columns} FROM {table} LIMIT 0");
+        }
         let mut answers = run(connection, packet).await?.into_iter();
         let meta = text::take(&mut answers)?;
         let rows = text::take(&mut answers)?;
         let (Some(meta), Some(rows)) = (meta.rows.first(), rows.rows.first()) else {
-            return Err(StoreErrorKind::Schema.into());
+            return Err(schema_error("the tables have no version"));
         };
-        let version: u32 = text::fit(meta, 0)?;
-        let lanes = NonZeroU16::new(text::fit(meta, 1)?);
-        match lanes {
-            Some(lanes) if version == VERSION && text::number(rows, 0)? >= lanes.get().into() => {
-                Ok(lanes)
-            }
-            _ => Err(StoreErrorKind::Schema.into()),
+        match text::fit(meta, 0)? {
+            VERSION => {}
+            0 => return Err(schema_error("a migration has not ended: run it again")),
+            version => return Err(other_version(version)),
         }
+        let Some(lanes) = NonZeroU16::new(text::fit(meta, 1)?) else {
+            let why = "a change of the number of lanes was interrupted: run change_lanes again";
+            return Err(schema_error(why));
+        };
+        let rows = text::number(rows, 0)?;
+        if rows < lanes.get().into() {
+            return Err(schema_error(format!("there are {rows} rows for {lanes} lanes")));
+        }
+        Ok(lanes)
     }
 
-    /// The version that is there; 0 without tables.
-    async fn version(&self, connection: &mut MySqlConnection) -> Result<u32, StoreError> {
-        let packet = format!("SELECT schema_version FROM {}", self.tables.meta);
+    /// The version that is there, and the number of lanes. The version is 0 without tables, and
+    /// until all of them are there: the outbox table may have the number of lanes already.
+    async fn version(
+        &self,
+        connection: &mut MySqlConnection,
+    ) -> Result<(u32, NonZeroU16), StoreError> {
+        let packet = format!("SELECT schema_version, lanes FROM {}", self.tables.meta);
         let answers = match run(connection, packet).await {
-            Err(error) if error.kind() == StoreErrorKind::Schema => return Ok(0),
+            Err(error) if error.kind() == StoreErrorKind::Schema => return Ok((0, self.lanes)),
             answers => answers?,
         };
-        match answers.first().and_then(|answer| answer.rows.first()) {
-            Some(row) => text::fit(row, 0),
-            None => Ok(0),
-        }
+        let Some(row) = answers.first().and_then(|answer| answer.rows.first()) else {
+            return Ok((0, self.lanes));
+        };
+        let lanes = NonZeroU16::new(text::fit(row, 1)?);
+        Ok((text::fit(row, 0)?, lanes.unwrap_or(self.lanes)))
     }
 
     /// One migration at a time in this database and under this prefix. The name is hashed because
-    /// MySQL allows 64 characters.
+    /// MySQL allows 64 characters. Where no database is selected, the statements to come say so.
     fn lock_name(&self) -> String {
         let prefix = text::Hex(self.tables.prefix.as_bytes());
-        format!("CONCAT('outbox_schema_', CRC32(CONCAT(DATABASE(), '.', {prefix})))")
+        let database = "COALESCE(DATABASE(), '')";
+        format!("CONCAT('outbox_schema_', CRC32(CONCAT({database}, '.', {prefix})))")
     }
 
     async fn lock(&self, connection: &mut MySqlConnection) -> Result<(), StoreError> {
@@ -199,6 +199,14 @@ impl Default for MySqlSchema {
     fn default() -> Self {
         Self::new()
     }
+}
+
+fn schema_error(why: impl Into<String>) -> StoreError {
+    StoreError::new(StoreErrorKind::Schema, why.into())
+}
+
+fn other_version(version: u32) -> StoreError {
+    schema_error(format!("the tables are of version {version}, not {VERSION}"))
 }
 
 fn lane_count(lanes: u16) -> Result<NonZeroU16, StoreError> {

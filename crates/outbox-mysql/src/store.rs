@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use outbox_core::Store;
 use outbox_core::store::{
     Backlog, Claim, ClaimReply, KeepLeases, Purge, Release, Settle, Settled, Standing, StoreError,
-    StoreProfile,
+    StoreErrorKind, StoreProfile,
 };
 use sqlx::mysql::MySqlConnectOptions;
 
@@ -74,8 +74,12 @@ impl MySqlStore {
     ///
     /// # Errors
     ///
-    /// As [`Store::open`]; [`Unsupported`](outbox_core::store::StoreErrorKind::Unsupported) when `url` is not one of MySQL.
+    /// As [`Store::open`]; [`StoreErrorKind::Unsupported`] when `url` is malformed, or begins
+    /// neither with `mysql:` nor with `mariadb:`.
     pub async fn connect(url: &str, schema: &MySqlSchema) -> Result<Self, StoreError> {
+        if !is_ours(url) {
+            return Err(StoreError::new(StoreErrorKind::Unsupported, "URL is not one of MySQL"));
+        }
         let options = url.parse().map_err(crate::error::store_error)?;
         let store = Self::from_options(options, schema);
         store.open().await?;
@@ -111,6 +115,12 @@ impl MySqlStore {
     fn tables(&self) -> &Tables {
         self.0.schema.tables()
     }
+}
+
+/// sqlx takes any scheme: it would look for MySQL where another server is.
+fn is_ours(url: &str) -> bool {
+    let scheme = url.trim_start().split_once(':').map_or("", |(scheme, _)| scheme);
+    ["mysql", "mariadb"].iter().any(|ours| scheme.eq_ignore_ascii_case(ours))
 }
 
 /// Shows nothing: connect options hold the password.
@@ -208,5 +218,25 @@ mod tests {
         let options = "mysql://user:secret@host/shop".parse().unwrap();
         let store = MySqlStore::from_options(options, &MySqlSchema::new());
         assert!(!format!("{store:?}").contains("secret"));
+    }
+
+    #[tokio::test]
+    async fn a_url_of_another_database_is_not_supported() {
+        use StoreErrorKind as K;
+        for (url, kind) in [
+            ("postgres://user@127.0.0.1:1/shop", K::Unsupported),
+            ("sqlite:shop.db", K::Unsupported),
+            ("mysqlx://127.0.0.1:1/shop", K::Unsupported),
+            ("127.0.0.1:1/shop", K::Unsupported),
+            ("mysql", K::Unsupported),
+            ("", K::Unsupported),
+            ("mysql://127.0.0.1:no-port/shop", K::Unsupported),
+            // Nobody listens there.
+            ("mysql://user@127.0.0.1:1/shop", K::Unavailable),
+            ("MariaDB://user@127.0.0.1:1/shop", K::Unavailable),
+        ] {
+            let error = MySqlStore::connect(url, &MySqlSchema::new()).await.unwrap_err();
+            assert_eq!(error.kind(), kind, "{url}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Headers as they are stored: a UTF-8 JSON array of `[name, value]`.
 //!
-//! A value is a string, null, or `{"b64": ".."}` for bytes that are not UTF-8. Reading also takes
-//! an object of strings, which is what people write in plain SQL.
+//! A value is a string, null, or `{"b64": ".."}` for bytes that are not UTF-8, and for text that is
+//! shorter so: JSON has six characters for a zero byte. Reading also takes an object of strings,
+//! which is what people write in plain SQL.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,9 +20,24 @@ pub(crate) fn encode(headers: &Headers) -> Option<Vec<u8>> {
 
 fn encode_value(bytes: &[u8]) -> Value {
     match std::str::from_utf8(bytes) {
-        Ok(text) => json!(text),
-        Err(_) => json!({ "b64": STANDARD.encode(bytes) }),
+        Ok(text) if string_len(text) <= base64_len(text) => json!(text),
+        _ => json!({ "b64": STANDARD.encode(bytes) }),
     }
+}
+
+/// How many bytes this is as a JSON string.
+fn string_len(text: &str) -> usize {
+    let escaped = text.bytes().map(|byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    });
+    escaped.sum::<usize>() + 2
+}
+
+/// How many bytes this is as `{"b64":".."}`.
+fn base64_len(text: &str) -> usize {
+    text.len().div_ceil(3) * 4 + 10
 }
 
 /// The pairs of stored headers; `None` when they are malformed.
@@ -83,6 +99,39 @@ mod tests {
             pair("c", "\"é\n".as_bytes()),
         ];
         assert_eq!(decode(&stored).unwrap(), expected);
+    }
+
+    #[test]
+    fn headers_within_the_default_limits_fit_the_column() {
+        let values: [&[u8]; 9] =
+            [b"\0", b"\x1f", b"\"", b"\\", b"\n", b"\x7f", b"\xff", b"a", "\u{2028}".as_bytes()];
+        for value in values {
+            for count in [1, 2, 63, 64] {
+                for name in ["n".to_owned(), "\"".repeat(128)] {
+                    let bytes = 16_384 / count - name.len();
+                    let value: Vec<u8> = value.iter().copied().cycle().take(bytes).collect();
+                    let mut headers = Headers::default();
+                    for _ in 0..count {
+                        headers.append(name.as_str(), Some(value.clone())).unwrap();
+                    }
+                    let stored = encode(&headers).unwrap();
+                    assert!(stored.len() <= 65_536, "{} of {:?}", stored.len(), &value[..1]);
+                    assert_eq!(decode(&stored).unwrap(), vec![pair(&name, &value); count]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn text_is_stored_in_its_shorter_form() {
+        let all: String = ('\0'..='\u{ff}').collect();
+        for text in ["", "a", "\0", "\0\0", "\0\0\0", "\"\"\"\"", "\u{7f}\u{2028}é", &all] {
+            assert_eq!(string_len(text), json!(text).to_string().len(), "{text:?}");
+            let base64 = json!({ "b64": STANDARD.encode(text) }).to_string();
+            assert_eq!(base64_len(text), base64.len(), "{text:?}");
+            let stored = encode_value(text.as_bytes()).to_string().len();
+            assert_eq!(stored, string_len(text).min(base64.len()), "{text:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod inbox;
 mod lanes;
 mod late;
 mod leasing;
+mod migrating;
 mod neighbour;
 mod plans;
 mod refusing;

@@ -16,9 +16,27 @@ pub(super) fn lane_check(tables: &Tables) -> String {
     format!("{}outbox_lane_is_of_key", tables.prefix)
 }
 
+/// The tables but for `meta`, each with columns that only ours has together.
+pub(super) fn columns(tables: &Tables) -> [(&str, &'static str); 7] {
+    [
+        (
+            &tables.outbox,
+            "id, lane, message_id, topic, message_key, partition_no, headers, payload,\n      \
+             created_at, attempts, available_at, held_at, last_error, revision, retried",
+        ),
+        (&tables.lane, "lane, owner, epoch, expires_at, ttl"),
+        (&tables.worker, "worker, healthy, seen_at, ttl"),
+        (&tables.held, "outbox_id, message_id, topic, message_key, held_at"),
+        (&tables.dead, "id, outbox_id, message_id, died_at"),
+        (&tables.delivered, "id, outbox_id, message_id, delivered_at"),
+        (&tables.inbox, "consumer, message_id, accepted_at"),
+    ]
+}
+
 /// Version 1.
 ///
-/// Safe to run again after it stopped half way: MySQL commits every CREATE TABLE by itself.
+/// Safe to run again after it stopped half way: MySQL commits every CREATE TABLE by itself. The
+/// number of lanes is noted before the outbox table has it, and the version when all is there.
 pub(super) fn version_1(tables: &Tables, lanes: NonZeroU16) -> String {
     let crate::tables::Names { prefix, outbox, lane, worker, meta, held, dead, delivered, inbox } =
         &**tables;
@@ -26,8 +44,30 @@ pub(super) fn version_1(tables: &Tables, lanes: NonZeroU16) -> String {
     let lane_check = lane_check(tables);
     let rows: Vec<String> = (0..lanes.get()).map(|lane| format!("({lane})")).collect();
     let rows = rows.join(", ");
+    let ours: Vec<String> = columns(tables)
+        .iter()
+        .map(|(table, columns)| {
+            format!("\n  AND NOT EXISTS (\n    SELECT {columns}\n    FROM {table} WHERE FALSE)")
+        })
+        .collect();
+    let ours = ours.concat();
     format!(
         "\
+-- The version of these tables, 0 until all of them are there, and the number of lanes. No lanes: a
+-- change of their number was interrupted and must be run again.
+CREATE TABLE IF NOT EXISTS {meta} (
+  one TINYINT NOT NULL DEFAULT 1,
+  schema_version INT UNSIGNED NOT NULL,
+  lanes SMALLINT UNSIGNED NULL,
+  PRIMARY KEY (one)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+INSERT IGNORE INTO {meta} (schema_version, lanes) VALUES (0, {lanes});
+
+-- A duplicate key here: this was begun with another number of lanes, and must be ended with that.
+INSERT INTO {meta} (schema_version, lanes)
+SELECT 0, {lanes} FROM {meta} WHERE schema_version = 0 AND lanes <> {lanes};
+
 -- Messages that wait. A row is pending while it exists, the relay deletes delivered ones.
 -- Write message_id, topic, message_key, partition_no, headers and payload, never lane.
 -- Columns are a byte wider than their CHECK: without strict mode the server would cut silently.
@@ -138,16 +178,10 @@ CREATE TABLE IF NOT EXISTS {inbox} (
   KEY {prefix}outbox_inbox_accepted (accepted_at)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 
--- The version of these tables and the number of lanes, written last. No lanes: a change of their
--- number was interrupted and must be run again.
-CREATE TABLE IF NOT EXISTS {meta} (
-  one TINYINT NOT NULL DEFAULT 1,
-  schema_version INT UNSIGNED NOT NULL,
-  lanes SMALLINT UNSIGNED NULL,
-  PRIMARY KEY (one)
-) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
-
-INSERT IGNORE INTO {meta} (schema_version, lanes) VALUES (1, {lanes});
+-- All of them are there. An unknown column here: one of them is a table of somebody else. Give that
+-- another name, or ours a prefix, and run this again.
+UPDATE {meta} SET schema_version = 1
+WHERE one = 1 AND schema_version = 0 AND lanes = {lanes}{ours};
 "
     )
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use outbox_core::store::{StoreError, StoreErrorKind};
 use sqlx::MySqlConnection;
 
-use super::{MySqlSchema, ddl};
+use super::{MySqlSchema, VERSION, ddl};
 use crate::tables::Tables;
 use crate::text::{self, Hex, List, run};
 
@@ -27,6 +27,9 @@ const SETTINGS: &str = "SET @outbox_wait = @@SESSION.lock_wait_timeout, \
      SET SESSION lock_wait_timeout = 1, sql_safe_updates = 0";
 const FORMER_SETTINGS: &str =
     "SET SESSION lock_wait_timeout = @outbox_wait, sql_safe_updates = @outbox_safe";
+
+/// In MariaDB's mode `ORACLE` a `BEGIN` would open a block.
+const START: &str = "START TRANSACTION";
 
 /// For how long an ALTER, or the move of the rows, is tried again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -98,12 +101,14 @@ impl MySqlSchema {
 
     /// Whether a change of the number of lanes has begun and not ended.
     async fn is_interrupted(&self, connection: &mut MySqlConnection) -> Result<bool, StoreError> {
-        let packet = format!("SELECT lanes IS NULL FROM {}", self.tables().meta);
+        let meta = &self.tables().meta;
+        let packet = format!("SELECT lanes IS NULL AND schema_version = {VERSION} FROM {meta}");
         let answers = run(connection, packet).await?;
         let row = answers.first().and_then(|answer| answer.rows.first());
         Ok(row.map(|row| text::number(row, 0)).transpose()? == Some(1))
     }
 
+    /// Whether MySQL has the CHECK. MariaDB hides it from whoever has rights on single tables only.
     async fn has_check(&self, connection: &mut MySqlConnection) -> Result<bool, StoreError> {
         let packet = format!(
             "SELECT COUNT(*) FROM information_schema.TABLE_CONSTRAINTS \
@@ -127,7 +132,7 @@ fn take_all(tables: &Tables) -> String {
            LEAST(ttl, GREATEST(0, TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at)))))"
     );
     format!(
-        "BEGIN;\
+        "{START};\
          SELECT MAX({left}) FROM {lane} FOR UPDATE;\
          UPDATE {lane} SET ttl = {left}, epoch = epoch + 1, expires_at = {FOREVER}, \
            owner = {OWNER};\
@@ -141,14 +146,12 @@ fn take_all(tables: &Tables) -> String {
 /// Gives new rows their new lanes. Once it has passed, every transaction that knew the former
 /// DEFAULT has ended.
 fn loosen(tables: &Tables, lanes: NonZeroU16, old_check: bool) -> String {
-    // Each server passes over the other one's word.
-    let drop = if old_check {
-        format!("DROP /*M! CONSTRAINT */ /*!80016 CHECK */ {}, ", ddl::lane_check(tables))
-    } else {
-        String::new()
-    };
+    // Each server passes over the other one's words.
+    let check = ddl::lane_check(tables);
+    let mysql = if old_check { format!("/*!80016 DROP CHECK {check}, */ ") } else { String::new() };
     format!(
-        "ALTER TABLE {} {drop}ALTER COLUMN lane SET DEFAULT ({})",
+        "ALTER TABLE {} /*M! DROP CONSTRAINT IF EXISTS {check}, */ {mysql}\
+           ALTER COLUMN lane SET DEFAULT ({})",
         tables.outbox,
         ddl::lane_of(lanes),
     )
@@ -160,7 +163,7 @@ fn move_all(tables: &Tables, lanes: NonZeroU16) -> String {
         (0..lanes.get()).map(|lane| format!("({lane}, {OWNER}, {FOREVER})")).collect();
     format!(
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\
-         BEGIN;\
+         {START};\
          UPDATE {outbox} SET lane = {lane_of} WHERE lane <> {lane_of};\
          INSERT IGNORE INTO {lane} (lane, owner, expires_at) VALUES {rows};\
          COMMIT",
@@ -183,7 +186,7 @@ fn tighten(tables: &Tables, lanes: NonZeroU16) -> String {
 /// Lanes that are no more keep their rows, and with them their epochs.
 fn free_all(tables: &Tables, lanes: NonZeroU16) -> String {
     format!(
-        "BEGIN;\
+        "{START};\
          UPDATE {lane} SET owner = NULL, expires_at = UTC_TIMESTAMP(6), ttl = 0;\
          UPDATE {meta} SET lanes = {lanes};\
          COMMIT",
@@ -222,7 +225,13 @@ mod tests {
     fn the_former_check_is_dropped_only_where_it_is() {
         let lanes = NonZeroU16::new(7).unwrap();
         let tables = Tables::with_prefix("shop_").unwrap();
-        assert!(loosen(&tables, lanes, true).contains("CHECK */ shop_outbox_lane_is_of_key, "));
-        assert!(!loosen(&tables, lanes, false).contains("DROP"));
+        let there = loosen(&tables, lanes, true);
+        assert!(there.contains("/*!80016 DROP CHECK shop_outbox_lane_is_of_key, */"));
+        let gone = loosen(&tables, lanes, false);
+        assert!(!gone.contains("DROP CHECK"));
+        for text in [there, gone] {
+            let drop = "/*M! DROP CONSTRAINT IF EXISTS shop_outbox_lane_is_of_key, */";
+            assert!(text.contains(drop), "{text}");
+        }
     }
 }

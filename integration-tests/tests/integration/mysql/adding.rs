@@ -284,6 +284,26 @@ on_both! {
         Ok(())
     }
 
+    async fn the_largest_headers_come_back_byte_for_byte(lab: Lab) -> Result<()> {
+        let header = |name: &str, value: &[u8], count: usize| {
+            let mut message = Message::builder("orders").key("k").payload("p");
+            let value: Vec<u8> = value.iter().copied().cycle().take(16_384 / count - 1).collect();
+            for _ in 0..count {
+                message = message.header(name, value.clone());
+            }
+            message.build().expect("valid")
+        };
+        let values: [&[u8]; 4] = [b"\0", b"\"", b"\xff", "é\n".as_bytes()];
+        let messages = values.iter().flat_map(|v| [1, 64].map(|n| header("h", v, n)));
+        let messages: Vec<_> = messages.collect();
+        lab.add(messages.clone()).await?;
+        assert_eq!(lab.pending().await?, messages);
+        let claimed = deliveries(lab.page().await?);
+        let claimed: Vec<_> = claimed.into_iter().map(|delivery| delivery.message).collect();
+        assert_eq!(claimed, messages);
+        Ok(())
+    }
+
     async fn plain_sql_is_claimed(lab: Lab) -> Result<()> {
         let mut connection = lab.connect().await?;
         run(&mut connection, "INSERT INTO outbox (message_id, topic, message_key, payload) \

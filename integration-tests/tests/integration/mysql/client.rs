@@ -40,6 +40,19 @@ on_both! {
         Ok(())
     }
 
+    async fn the_printed_schema_is_an_error_beside_a_table_of_others(lab: Lab) -> Result<()> {
+        let schema = MySqlSchema::new().with_prefix("shop_")?;
+        ask(&lab, "CREATE TABLE shop_outbox (state INT)").await?.map_err(anyhow::Error::msg)?;
+        for _ in 0..2 {
+            let complaint = ask(&lab, &schema.sql()).await?.expect_err("it is not ours");
+            assert!(complaint.contains("ERROR 1054"), "{complaint}");
+        }
+        ask(&lab, "RENAME TABLE shop_outbox TO theirs").await?.map_err(anyhow::Error::msg)?;
+        ask(&lab, &schema.sql()).await?.map_err(anyhow::Error::msg)?;
+        schema.check(&mut lab.connect().await?).await?;
+        Ok(())
+    }
+
     async fn the_printed_schema_is_taken_by_the_command_line(lab: Lab) -> Result<()> {
         let schema = MySqlSchema::new().with_prefix("shop_")?.with_lanes(3)?;
         ask(&lab, &schema.sql()).await?.map_err(anyhow::Error::msg)?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use integration_tests::servers;
 use outbox_core::broker::PublishErrorKind;
 use outbox_core::dead_letters::DeadLetterQuery;
 use outbox_core::retry::{OnDeath, Retention, TopicPolicy};
@@ -11,7 +12,7 @@ use outbox_testing::MemoryBroker;
 
 use super::*;
 
-const ROLES: [&str; 4] = ["writer", "relay", "operator", "consumer"];
+const ROLES: [&str; 5] = ["writer", "relay", "operator", "consumer", "migrator"];
 
 /// The first block of SQL on the page.
 fn documented() -> &'static str {
@@ -22,18 +23,30 @@ fn documented() -> &'static str {
 
 /// The URL of the lab's database for another user, without a password.
 pub(super) fn url_of(lab: &Lab, user: &str) -> Result<String> {
-    let (scheme, rest) = lab.url.split_once("://").context("a URL")?;
+    for_user(&lab.url, user)
+}
+
+fn for_user(url: &str, user: &str) -> Result<String> {
+    let (scheme, rest) = url.split_once("://").context("a URL")?;
     let (_, place) = rest.split_once('@').context("a user")?;
     Ok(format!("{scheme}://{user}@{place}"))
+}
+
+fn database_of(url: &str) -> Result<&str> {
+    let database = url.rsplit('/').next().context("a database")?;
+    Ok(database.split('?').next().unwrap_or(database))
+}
+
+/// Users belong to the server: a name of the test's own.
+fn user_of(role: &str, database: &str) -> String {
+    format!("{role}_{}", &database[database.len().saturating_sub(12)..])
 }
 
 on_both! {
     async fn each_role_needs_no_more_than_its_grants(lab: Lab) -> Result<()> {
         let mut root = lab.connect().await?;
-        let database = lab.url.rsplit('/').next().context("a database")?;
-        let database = database.split('?').next().unwrap_or(database);
-        // Users belong to the server: names of the test's own.
-        let user = |role: &str| format!("{role}_{}", &database[database.len().saturating_sub(12)..]);
+        let database = database_of(&lab.url)?;
+        let user = |role: &str| user_of(role, database);
         for role in ROLES {
             run(&mut root, format!("CREATE USER '{}'@'%'", user(role))).await?;
         }
@@ -89,6 +102,40 @@ on_both! {
         for role in ROLES {
             run(&mut root, format!("DROP USER '{}'@'%'", user(role))).await?;
         }
+        Ok(())
+    }
+
+    async fn a_migrator_needs_no_more_than_its_grants(lab: Lab) -> Result<()> {
+        let server = servers::database_of(lab.engine).await.context("the lab uses it")?;
+        let url = server.create_database().await?;
+        let database = database_of(&url)?;
+        let user = user_of("migrator", database);
+        let mut root = MySqlConnection::connect(&url).await?;
+        run(&mut root, format!("CREATE USER '{user}'@'%'")).await?;
+        let grants = documented().lines().filter(|line| line.contains("'shop_migrator'"));
+        for grant in grants {
+            let grant = grant.replace("shop.", &format!("{database}."));
+            run(&mut root, grant.replace("shop_migrator", &user)).await?;
+        }
+
+        let mut migrator = MySqlConnection::connect(&for_user(&url, &user)?).await?;
+        for _ in 0..2 {
+            lab.schema.migrate(&mut migrator).await.context("the migrator migrates")?;
+        }
+        let mut tx = root.begin().await?;
+        lab.outbox.add_all(&mut tx, (0..20).map(|n| message(&n.to_string()))).await?;
+        tx.commit().await?;
+        for lanes in [7, 2] {
+            let changed = lab.schema.change_lanes(&mut migrator, lanes).await;
+            changed.context("the migrator changes the number of lanes")?;
+        }
+        let store = MySqlStore::connect(&url, &lab.schema).await?;
+        assert_eq!(store.open().await?.lanes.get(), 2);
+        let broker = MemoryBroker::new();
+        Dispatcher::builder(store, broker.clone()).build()?.run_until_empty().await?;
+        assert_eq!(broker.published().len(), 20);
+        assert!(sqlx::query("DROP TABLE outbox_dead").execute(&mut migrator).await.is_err());
+        run(&mut root, format!("DROP USER '{user}'@'%'")).await?;
         Ok(())
     }
 }

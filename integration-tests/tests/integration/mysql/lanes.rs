@@ -128,8 +128,10 @@ on_both! {
         drop(connection);
         tx.commit().await?;
 
-        let refused = lab.store.open().await.map_err(|error| error.kind());
-        assert_eq!(refused.expect_err("it was interrupted"), StoreErrorKind::Schema);
+        let refused = lab.store.open().await.expect_err("it was interrupted");
+        assert_eq!(refused.kind(), StoreErrorKind::Schema);
+        let cause = std::error::Error::source(&refused).context("no cause")?.to_string();
+        assert!(cause.ends_with("was interrupted: run change_lanes again"), "{cause}");
         let worker = WorkerId::generate();
         let standing = lab.store.keep_leases(KeepLeases::new(worker, TTL)).await?;
         let take: Vec<_> = standing.lanes.iter().map(TakeOver::of).collect();
@@ -141,6 +143,19 @@ on_both! {
         assert_eq!(lab.store.open().await?.lanes.get(), 8);
         assert_eq!(strays(&lab, 8).await?, 0);
         assert_eq!(lab.pending().await?.len(), 21);
+        Ok(())
+    }
+
+    async fn a_change_that_stopped_without_the_check_can_be_run_again(lab: Lab) -> Result<()> {
+        lab.add((0..20).map(|n| message(&n.to_string())).collect()).await?;
+        let mut connection = lab.connect().await?;
+        let before = definition(&mut connection).await?;
+        run(&mut connection, "UPDATE outbox_meta SET lanes = NULL; \
+             ALTER TABLE outbox DROP CONSTRAINT outbox_lane_is_of_key").await?;
+        lab.schema.change_lanes(&mut connection, 8).await?;
+        assert_eq!(lab.store.open().await?.lanes.get(), 8);
+        assert_eq!(strays(&lab, 8).await?, 0);
+        assert_eq!(definition(&mut connection).await?.len(), before.len());
         Ok(())
     }
 
@@ -176,6 +191,22 @@ on_both! {
         lab.schema.change_lanes(&mut connection, 7).await?;
         assert_eq!(number(&mut connection, "SELECT @@sql_safe_updates").await?, 1);
         assert_eq!(strays(&lab, 7).await?, 0);
+        Ok(())
+    }
+
+    async fn lanes_change_in_a_session_of_any_sql_mode(lab: Lab) -> Result<()> {
+        lab.add((0..20).map(|n| message(&n.to_string())).collect()).await?;
+        let mut connection = lab.connect().await?;
+        let mut modes = vec!["", "ANSI"];
+        if lab.engine == Engine::MariaDb {
+            modes.push("ORACLE");
+        }
+        for (lanes, mode) in (7..).zip(modes) {
+            run(&mut connection, format!("SET sql_mode = '{mode}'")).await?;
+            lab.schema.change_lanes(&mut connection, lanes).await.context(mode)?;
+            assert_eq!(lab.store.open().await?.lanes.get(), lanes, "{mode}");
+            assert_eq!(strays(&lab, lanes).await?, 0, "{mode}");
+        }
         Ok(())
     }
 }
