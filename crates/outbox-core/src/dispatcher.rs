@@ -133,7 +133,7 @@ pub struct Summary {
     pub retried: u64,
     /// Messages that died and are held.
     pub held: u64,
-    /// Messages that moved to the dead letters.
+    /// Messages that moved to the dead letters, as far as that was answered.
     pub dead: u64,
 }
 

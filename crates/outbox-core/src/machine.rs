@@ -238,6 +238,8 @@ pub struct Machine {
     purge_at: Time,
     counting: bool,
     count_at: Time,
+    /// When it was counted last.
+    counted_at: Time,
     backlog: Option<Backlog>,
     last_progress: Time,
 }
@@ -320,6 +322,7 @@ impl Machine {
             purge_at: now,
             counting: false,
             count_at: now,
+            counted_at: now,
             backlog: None,
             last_progress: now,
             settings,
@@ -588,11 +591,12 @@ impl Machine {
         let passed = result.is_ok();
         if has_lanes {
             // Whether messages arrive is what counts; a check tells how many may try. Where none waits,
-            // or none found trouble for longer than a doubtful one waits and is undecided, no message
-            // will tell more.
+            // or none found trouble for longer than a doubtful one waits, is read and is undecided, no
+            // message will tell more.
             self.circuit.checked(passed);
             self.checked |= passed;
-            let long = AMBIGUOUS.cap() + self.settings.undecided;
+            let settings = &self.settings;
+            let long = AMBIGUOUS.cap() + settings.statement_deadline + settings.undecided;
             let long = if self.is_idle() { Duration::ZERO } else { long };
             return self.well_for(long, now);
         }
@@ -633,15 +637,21 @@ impl Machine {
 
     fn counted(&mut self, result: Result<Backlog, StoreErrorKind>, now: Time) {
         self.counting = false;
-        self.count_at = now + self.settings.count_every;
+        let every = self.settings.count_every;
+        self.count_at = now + every;
         match result {
             Ok(backlog) => {
                 self.backlog = Some(backlog);
+                self.counted_at = now;
                 self.tell(Event::BacklogSampled { backlog });
             }
             Err(kind) => {
-                // What was counted before is no news, and an alert on it would never come.
-                self.backlog = None;
+                self.count_at = now + every.min(Duration::from_secs(1));
+                // What was counted long before is no news: an alert on it would never come.
+                if now.saturating_sub(self.counted_at) > 2 * every && self.backlog.take().is_some()
+                {
+                    self.tell(Event::BacklogUnknown);
+                }
                 self.store_failed(Step::Backlog, kind);
             }
         }

@@ -76,10 +76,8 @@ impl Observer for MetricsObserver {
                     "outbox_store_failures_total", "step" => word(*step), "kind" => class(*kind)
                 )
                 .increment(1);
-                if *step == Step::Backlog {
-                    no_backlog();
-                }
             }
+            Event::BacklogUnknown => no_backlog(),
             Event::LanesLost { lanes } => {
                 ::metrics::counter!("outbox_leases_lost_total").increment(lanes.len() as u64);
             }

@@ -69,7 +69,8 @@ pub enum Event {
         /// Its id.
         id: MessageId,
     },
-    /// A message died and moved to the dead letters.
+    /// A message died and moved to the dead letters. Not told where the answer of that was lost: the
+    /// message is as gone then as one that was delivered.
     Dead {
         /// Its topic.
         topic: Arc<str>,
@@ -131,6 +132,8 @@ pub enum Event {
         /// The counts.
         backlog: Backlog,
     },
+    /// What waits could not be counted for long: what was told last says nothing any more.
+    BacklogUnknown,
     /// Archived copies were purged.
     Purged {
         /// How many.

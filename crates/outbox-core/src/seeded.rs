@@ -38,7 +38,7 @@ pub const BUGS: &[(&str, &str)] = &[
     ("no-watchdog", "messages that are never answered stay outstanding"),
     ("unbounded-in-flight", "the cap of rows in flight is ignored"),
     ("reserve-without-end", "rows that others wait for are read however many are held already"),
-    ("circuit-stays-open", "an acknowledgement does not close the circuit"),
+    ("circuit-stays-open", "nothing closes the circuit while there are lanes"),
     ("deadline-after-the-reply", "a lease is counted from the answer, not from the request"),
     ("publish-past-the-deadline", "messages are sent that cannot be decided under the lease"),
     ("hand-over-without-draining", "a lane is given up while its messages are at the broker"),

@@ -11,7 +11,7 @@ use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use outbox_core::broker::{BrokerProfile, PublishErrorKind};
+use outbox_core::broker::BrokerProfile;
 use outbox_core::delivery::Receipt;
 use outbox_core::{Delivery, MessageId};
 use tokio::sync::Notify;
@@ -215,7 +215,7 @@ impl MemoryBroker {
 
     /// Lets this fault happen to every message for which `predicate` holds, until
     /// [`heal`](Self::heal). Of several scripts that apply, the oldest one counts. The predicate may
-    /// look at the broker, but not change its scripts.
+    /// look at the broker, which it sees as it was before the batch, but not change its scripts.
     pub fn fail_when(
         &self,
         predicate: impl FnMut(&Delivery) -> bool + Send + 'static,
@@ -252,11 +252,8 @@ impl MemoryBroker {
         self.0.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The fault that a script or the state of the broker holds for this message.
-    fn fault_for(&self, delivery: &Delivery) -> Option<Fault> {
-        if let Some(fault) = self.lock().fault_for(delivery) {
-            return Some(fault);
-        }
+    /// The fault that a script holds for this message.
+    fn scripted(&self, delivery: &Delivery) -> Option<Fault> {
         let mut rules = self.rules();
         let fault = rules.iter_mut().find_map(|rule| rule.apply(delivery));
         rules.retain(|rule| !rule.is_spent());
@@ -265,20 +262,6 @@ impl MemoryBroker {
 }
 
 impl State {
-    fn fault_for(&self, delivery: &Delivery) -> Option<Fault> {
-        if self.removed.contains(delivery.message.topic()) {
-            return Some(PublishErrorKind::Destination.into());
-        }
-        if delivery.message.size() > self.profile.max_message_bytes {
-            return Some(PublishErrorKind::Rejected.into());
-        }
-        let partition = delivery.message.partition().map(i64::from);
-        if partition.is_some_and(|partition| partition >= i64::from(self.partitions.get())) {
-            return Some(PublishErrorKind::Failed.into());
-        }
-        None
-    }
-
     fn record(&mut self, delivery: &Delivery) -> Receipt {
         let partition = self.partition_of(delivery);
         let topic = delivery.message.topic().to_owned();

@@ -70,6 +70,9 @@ async fn a_count_that_fails_leaves_no_old_figures() {
     sleep(MINUTE).await;
     assert_eq!(gauge(&snapshotter, "outbox_oldest_pending_age_seconds"), Some(0.0));
     assert!(handle.status().backlog.is_some());
+    store.fail_next(StoreMethod::Backlog, 20, StoreErrorKind::Unavailable);
+    sleep(MINUTE / 2).await;
+    assert!(handle.status().backlog.is_some(), "it was counted again in time");
     store.fail_next(StoreMethod::Backlog, usize::MAX, StoreErrorKind::Unavailable);
     sleep(MINUTE).await;
     let age = gauge(&snapshotter, "outbox_oldest_pending_age_seconds");

@@ -10,8 +10,8 @@ const LAST_PROBE: Duration = Duration::from_secs(5);
 const ROOM: usize = 100;
 
 /// Opens when the broker is unavailable, or when something timed out, provided nothing was
-/// acknowledged since that message was sent; any acknowledgement closes it, and so does a refusal once
-/// no trouble came for long. Beside traffic, one leaderless partition therefore does not open it.
+/// acknowledged since that message was sent; any acknowledgement closes it, and so does a refusal or a
+/// check that passes, once no trouble came for long. Beside traffic, one leaderless partition therefore does not open it.
 /// While it is open, single messages probe. None waits for the answer to the one before, which may be
 /// for such a partition and never get one.
 ///
@@ -83,10 +83,10 @@ impl Circuit {
         self.close()
     }
 
-    /// A message was refused. That tells little by itself, since a client may refuse it without the
-    /// broker. But if checks are answered and no message was in trouble for `long`, in which any that
-    /// was sent would have been, it was not the broker. Tells since when the circuit was open, if it
-    /// was.
+    /// A message was refused, or a check passed. Either tells little by itself: a client may refuse
+    /// messages without the broker, and a broker that takes none may answer checks. But if checks are
+    /// answered and no message was in trouble for `long`, in which any that was sent would have been,
+    /// it was not the broker. Tells since when the circuit was open, if it was.
     pub(super) fn well_for(&mut self, long: Duration, now: Time) -> Option<Time> {
         let well = |open: Open| open.answers && now.saturating_sub(open.troubled) >= long;
         if self.open.is_some_and(well) { self.close() } else { None }

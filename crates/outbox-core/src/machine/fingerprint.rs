@@ -33,6 +33,7 @@ impl Machine {
             self.check_at,
             self.purge_at,
             self.count_at,
+            self.counted_at,
             self.last_progress,
             self.published_at,
         ];

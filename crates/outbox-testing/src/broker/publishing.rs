@@ -7,8 +7,8 @@ use outbox_core::Broker;
 use outbox_core::broker::{BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind};
 use outbox_core::delivery::Receipt;
 
-use super::MemoryBroker;
 use super::faults::{Fault, Plight};
+use super::{MemoryBroker, State};
 
 #[async_trait]
 impl Broker for MemoryBroker {
@@ -63,9 +63,12 @@ struct HandedOver {
 
 impl MemoryBroker {
     fn hand_over(&self, batch: &[Outgoing], outcomes: &Outcomes) -> HandedOver {
+        // What a test wrote may look at the broker, and sees it as it was before the batch.
+        let verdicts: Vec<_> = batch.iter().map(|outgoing| self.judge(outgoing)).collect();
         let mut handed_over = HandedOver::default();
-        for (index, outgoing) in batch.iter().enumerate() {
-            match self.hand_one_over(outgoing) {
+        let mut state = self.lock();
+        for ((index, outgoing), verdict) in batch.iter().enumerate().zip(verdicts) {
+            match state.hand_over(outgoing, verdict) {
                 Ok(receipt) => handed_over.acknowledged.push((index, receipt)),
                 Err(Trouble::Refused(kind)) => outcomes.failed(index, kind.into()),
                 Err(Trouble::Undecided) => handed_over.undecided.push(index),
@@ -73,23 +76,28 @@ impl MemoryBroker {
                 Err(Trouble::Hanging) => handed_over.hangs = true,
             }
         }
+        drop(state);
         self.0.arrived.notify_waiters();
         handed_over
     }
 
-    fn hand_one_over(&self, outgoing: &Outgoing) -> Result<Receipt, Trouble> {
-        if outgoing.is_overdue() {
-            return Err(Trouble::Refused(PublishErrorKind::NotSent));
+    /// The fault that a script holds for a message, unless the broker would not take it anyway.
+    fn judge(&self, outgoing: &Outgoing) -> Option<Fault> {
+        let refused = self.lock().refuses(outgoing).is_some();
+        if refused { None } else { self.scripted(&outgoing.delivery) }
+    }
+}
+
+impl State {
+    fn hand_over(
+        &mut self,
+        outgoing: &Outgoing,
+        scripted: Option<Fault>,
+    ) -> Result<Receipt, Trouble> {
+        if let Some(trouble) = self.refuses(outgoing) {
+            return Err(trouble);
         }
-        let plight = self.lock().plights.last().copied();
-        match plight {
-            Some(Plight::Refusing) => {
-                return Err(Trouble::Refused(PublishErrorKind::Unavailable));
-            }
-            Some(Plight::Silent) => return Err(Trouble::Undecided),
-            None => {}
-        }
-        let trouble = match self.fault_for(&outgoing.delivery) {
+        let trouble = match scripted {
             Some(Fault::Refuse(kind)) => return Err(Trouble::Refused(kind)),
             Some(Fault::Silence) => return Err(Trouble::Undecided),
             Some(Fault::Doubt) => Some(Trouble::Refused(PublishErrorKind::Unknown)),
@@ -97,8 +105,31 @@ impl MemoryBroker {
             Some(Fault::Hang) => Some(Trouble::Hanging),
             None => None,
         };
-        let receipt = self.lock().record(&outgoing.delivery);
+        let receipt = self.record(&outgoing.delivery);
         trouble.map_or(Ok(receipt), Err)
+    }
+
+    /// Why the broker as it is takes no such message.
+    fn refuses(&self, outgoing: &Outgoing) -> Option<Trouble> {
+        let message = &outgoing.delivery.message;
+        let partition = message.partition().map(i64::from);
+        let kind = if outgoing.is_overdue() {
+            PublishErrorKind::NotSent
+        } else if let Some(plight) = self.plights.last() {
+            match plight {
+                Plight::Refusing => PublishErrorKind::Unavailable,
+                Plight::Silent => return Some(Trouble::Undecided),
+            }
+        } else if self.removed.contains(message.topic()) {
+            PublishErrorKind::Destination
+        } else if message.size() > self.profile.max_message_bytes {
+            PublishErrorKind::Rejected
+        } else if partition.is_some_and(|partition| partition >= i64::from(self.partitions.get())) {
+            PublishErrorKind::Failed
+        } else {
+            return None;
+        };
+        Some(Trouble::Refused(kind))
     }
 }
 

@@ -42,7 +42,8 @@ pub trait StoreFixture: Sized + Send + Sync + 'static {
     /// are still open. A store whose rows become visible in order need not.
     fn sees_open_rows(&self) -> bool;
 
-    /// Begins a transaction.
+    /// Begins a transaction. Where one has to wait for the end of another, this waits without blocking
+    /// its thread.
     async fn begin(&self) -> Self::Transaction;
 
     /// Commits it.

@@ -260,7 +260,7 @@ pub async fn a_row_from_the_clocks_future_has_no_age<F: StoreFixture>() {
     let row = stage.delivery(id).await;
     assert_eq!(row.state, RowState::default());
     assert!(row.age < LITTLE, "{:?}", row.age);
-    let oldest = stage.store.backlog().await.unwrap().oldest_age;
+    let oldest = stage.backlog().await.oldest_age;
     assert!(oldest.is_some_and(|age| age < LITTLE), "{oldest:?}");
 }
 

@@ -2,15 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a case fails by panicking")]
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery, Place};
 use outbox_core::delivery::Settlement;
 use outbox_core::store::{Claimed, Purge};
-use outbox_core::{DeadLetters, Delivery, Message, MessageId};
+use outbox_core::{Delivery, Message, MessageId};
 
-use super::stage::{delivery, everything, failed, message, patiently};
+use super::stage::{Letters, delivery, everything, failed, message};
 use super::{DeadLettersFixture, Stage};
 use crate::drop_after;
 
@@ -32,7 +31,7 @@ pub async fn a_dead_message_is_kept_in_full<F: DeadLettersFixture>() {
     let died =
         [stage.kill(whole, Settlement::Dead).await, stage.kill(empty, Settlement::Held).await];
     for (row, place) in died.iter().zip([Place::Dead, Place::Held]) {
-        let letter = letters.get(row.message.id()).await.unwrap().unwrap();
+        let letter = letters.get(row.message.id()).await.unwrap();
         assert_eq!(letter.message.as_ref(), Some(&row.message));
         assert_eq!((letter.cursor.place, letter.position), (place, row.position));
         assert_eq!(letter.attempts, 3);
@@ -46,7 +45,7 @@ pub async fn held_and_dead_messages_are_listed<F: DeadLettersFixture>() {
     stage.add(message("orders", "pending")).await;
     let dead = kill_all(&stage, ["a", "b"], Settlement::Dead).await;
     let held = kill_all(&stage, ["c", "d"], Settlement::Held).await;
-    let list = async |query: DeadLetterQuery| ids(&letters.list(&query).await.unwrap());
+    let list = async |query: DeadLetterQuery| ids(&letters.list(&query).await);
     assert_eq!(list(DeadLetterQuery::new()).await, [held.clone(), dead.clone()].concat());
     assert_eq!(list(DeadLetterQuery::new().place(Place::Held)).await, held);
     assert_eq!(list(DeadLetterQuery::new().place(Place::Dead)).await, dead);
@@ -59,7 +58,7 @@ pub async fn a_listing_can_be_narrowed<F: DeadLettersFixture>() {
     let old = kill_all(&stage, ["a", "b"], Settlement::Dead).await;
     stage.fixture.pass(time).await;
     let young = stage.kill(message("other", "c"), Settlement::Held).await.message.id();
-    let list = async |query: DeadLetterQuery| ids(&letters.list(&query).await.unwrap());
+    let list = async |query: DeadLetterQuery| ids(&letters.list(&query).await);
     assert_eq!(list(DeadLetterQuery::new().topic("other")).await, [young]);
     assert_eq!(list(DeadLetterQuery::new().topic("orders").limit(1)).await, old[..1]);
     assert_eq!(list(DeadLetterQuery::new().older_than(time / 2)).await, old);
@@ -73,7 +72,7 @@ pub async fn a_listing_goes_on_behind_a_cursor<F: DeadLettersFixture>() {
     let held = kill_all(&stage, ["d", "e"], Settlement::Held).await;
     let (mut listed, mut query) = (Vec::new(), DeadLetterQuery::new().limit(2));
     loop {
-        let page = letters.list(&query).await.unwrap();
+        let page = letters.list(&query).await;
         assert!(page.len() <= 2);
         let Some(last) = page.last() else { break };
         query = query.after(last.cursor);
@@ -88,12 +87,12 @@ pub async fn verbs_ignore_other_messages<F: DeadLettersFixture>() {
     let (stage, letters) = set::<F>().await;
     let waiting = stage.kill(message("orders", "a"), Settlement::Retry(Duration::from_secs(500)));
     let ids = [waiting.await.message.id(), MessageId::generate()];
-    assert!(letters.get(ids[0]).await.unwrap().is_none());
-    assert!(letters.get(ids[1]).await.unwrap().is_none());
-    assert_eq!(letters.retry(&ids).await.unwrap(), 0);
-    assert_eq!(letters.skip(&ids).await.unwrap(), 0);
-    assert_eq!(letters.discard(&ids).await.unwrap(), 0);
-    assert_eq!(letters.retry(&[]).await.unwrap(), 0);
+    assert!(letters.get(ids[0]).await.is_none());
+    assert!(letters.get(ids[1]).await.is_none());
+    assert_eq!(letters.retry(&ids).await, 0);
+    assert_eq!(letters.skip(&ids).await, 0);
+    assert_eq!(letters.discard(&ids).await, 0);
+    assert_eq!(letters.retry(&[]).await, 0);
     let state = stage.delivery(ids[0]).await.state;
     assert_eq!(state.attempts, 3);
     assert!(state.wait > Duration::ZERO);
@@ -105,20 +104,20 @@ pub async fn a_held_message_that_is_retried_keeps_its_place<F: DeadLettersFixtur
     let held = stage.kill(message("orders", "a"), Settlement::Held).await;
     let later = stage.add(message("orders", "a")).await;
     let id = held.message.id();
-    assert_eq!(letters.retry(&[id]).await.unwrap(), 1);
-    assert_eq!(letters.retry(&[id]).await.unwrap(), 0);
+    assert_eq!(letters.retry(&[id]).await, 1);
+    assert_eq!(letters.retry(&[id]).await, 0);
     assert_eq!(stage.messages().await, [id, later]);
     let now = stage.delivery(id).await;
     assert_eq!((now.position, now.state.attempts), (held.position, 0));
     assert_eq!((now.state.held, now.state.retried, now.state.wait), (false, false, Duration::ZERO));
-    assert!(letters.get(id).await.unwrap().is_none());
+    assert!(letters.get(id).await.is_none());
 }
 
 /// What was decided on a reading from before an operator's verb changes nothing any more.
 pub async fn a_decision_from_before_a_verb_is_refused<F: DeadLettersFixture>() {
     let (stage, letters) = set::<F>().await;
     let held = stage.kill(message("orders", "a"), Settlement::Held).await;
-    letters.retry(&[held.message.id()]).await.unwrap();
+    letters.retry(&[held.message.id()]).await;
     let now = stage.delivery(held.message.id()).await;
     assert!(now.state.revision > held.state.revision, "{:?}", now.state);
     let lease = stage.lease_for(&now).await;
@@ -134,8 +133,8 @@ pub async fn a_dead_message_that_is_retried_goes_last<F: DeadLettersFixture>() {
     let dead = stage.kill(message("orders", "a"), Settlement::Dead).await;
     let newer = stage.add(message("orders", "a")).await;
     let id = dead.message.id();
-    assert_eq!(letters.retry(&[id]).await.unwrap(), 1);
-    assert_eq!(letters.retry(&[id]).await.unwrap(), 0);
+    assert_eq!(letters.retry(&[id]).await, 1);
+    assert_eq!(letters.retry(&[id]).await, 0);
     assert_eq!(stage.messages().await, [newer, id]);
     let now = stage.delivery(id).await;
     assert_eq!((&now.message, now.lane), (&dead.message, dead.lane));
@@ -144,17 +143,17 @@ pub async fn a_dead_message_that_is_retried_goes_last<F: DeadLettersFixture>() {
     let fetched = reply.rows.into_iter().map(|row| delivery(row).state);
     let told: Vec<_> = fetched.chain(reply.watched.iter().map(|row| row.state)).collect();
     assert_eq!(told, [now.state, now.state], "as a fetch and a watch tell it, and a page");
-    assert!(letters.get(id).await.unwrap().is_none());
+    assert!(letters.get(id).await.is_none());
 }
 
 /// Purging leaves a dead message that is retried: it is pending like any other.
 pub async fn purging_leaves_a_dead_message_that_is_retried<F: DeadLettersFixture>() {
     let (stage, letters) = set::<F>().await;
     let id = stage.kill(message("orders", "a"), Settlement::Dead).await.message.id();
-    let retry = async { letters.retry(&[id]).await.unwrap() };
-    let purge = stage.store.purge(Purge::new(Duration::ZERO, 100));
+    let retry = async { letters.retry(&[id]).await };
+    let purge = stage.purge(Purge::new(Duration::ZERO, 100));
     let (retried, purged) = tokio::join!(retry, purge);
-    assert_eq!((retried, purged.unwrap()), (1, 0));
+    assert_eq!((retried, purged), (1, 0));
     assert_eq!(super::purging::purge_everything(&stage).await, 0);
     assert_eq!(stage.messages().await, [id]);
 }
@@ -163,11 +162,11 @@ pub async fn purging_leaves_a_dead_message_that_is_retried<F: DeadLettersFixture
 pub async fn a_retried_message_can_die_again<F: DeadLettersFixture>() {
     let (stage, letters) = set::<F>().await;
     let id = stage.kill(message("orders", "a"), Settlement::Dead).await.message.id();
-    letters.retry(&[id]).await.unwrap();
+    letters.retry(&[id]).await;
     let row = stage.delivery(id).await;
     let lease = stage.lease_for(&row).await;
     assert_eq!(stage.fail(&[failed(&row, lease, 1, Settlement::Dead)]).await.refused, []);
-    let letter = letters.get(id).await.unwrap().unwrap();
+    let letter = letters.get(id).await.unwrap();
     assert_eq!((letter.position, letter.attempts), (row.position, 1));
 }
 
@@ -177,10 +176,10 @@ pub async fn a_held_message_that_is_skipped_is_dead<F: DeadLettersFixture>() {
     let held = stage.kill(message("orders", "a"), Settlement::Held).await;
     let later = stage.add(message("orders", "a")).await;
     let id = held.message.id();
-    assert_eq!(letters.skip(&[id]).await.unwrap(), 1);
-    assert_eq!(letters.skip(&[id]).await.unwrap(), 0);
+    assert_eq!(letters.skip(&[id]).await, 1);
+    assert_eq!(letters.skip(&[id]).await, 0);
     assert_eq!(stage.messages().await, [later]);
-    let letter = letters.get(id).await.unwrap().unwrap();
+    let letter = letters.get(id).await.unwrap();
     assert_eq!(letter.message.as_ref(), Some(&held.message));
     assert_eq!((letter.cursor.place, letter.position), (Place::Dead, held.position));
     assert_eq!((letter.attempts, letter.failure.as_str()), (3, "failed: the broker said no"));
@@ -194,12 +193,12 @@ pub async fn a_verb_changes_every_message_of_an_id<F: DeadLettersFixture>() {
     let dead = stage.kill(message.clone(), Settlement::Dead).await;
     stage.fixture.pass(Duration::from_millis(5)).await;
     let held = stage.kill(message, Settlement::Held).await;
-    assert_eq!(letters.get(id).await.unwrap().unwrap().position, held.position);
-    let listed = letters.list(&DeadLetterQuery::new()).await.unwrap();
+    assert_eq!(letters.get(id).await.unwrap().position, held.position);
+    let listed = letters.list(&DeadLetterQuery::new()).await;
     let listed: Vec<_> = listed.iter().map(|letter| letter.position).collect();
     assert_eq!(listed, [held.position, dead.position]);
-    assert_eq!(letters.retry(&[id]).await.unwrap(), 2);
-    assert!(letters.get(id).await.unwrap().is_none());
+    assert_eq!(letters.retry(&[id]).await, 2);
+    assert!(letters.get(id).await.is_none());
     let rows: Vec<_> = stage.all().await.rows.into_iter().map(delivery).collect();
     let places: Vec<_> = rows.iter().map(|row| (row.message.id(), row.state.retried)).collect();
     assert_eq!(places, [(id, false), (id, true)]);
@@ -213,13 +212,13 @@ pub async fn discarded_messages_are_gone<F: DeadLettersFixture>() {
     let held = kill_all(&stage, ["a", "b"], Settlement::Held).await;
     let dead = kill_all(&stage, ["c", "d"], Settlement::Dead).await;
     let named = [held[0], dead[0], pending];
-    assert_eq!(letters.discard(&named).await.unwrap(), 2);
-    assert_eq!(letters.discard(&named).await.unwrap(), 0);
-    let left = ids(&letters.list(&DeadLetterQuery::new()).await.unwrap());
+    assert_eq!(letters.discard(&named).await, 2);
+    assert_eq!(letters.discard(&named).await, 0);
+    let left = ids(&letters.list(&DeadLetterQuery::new()).await);
     assert_eq!(left, [held[1], dead[1]]);
     assert_eq!(stage.messages().await, [pending, held[1]]);
     let last = stage.delivery(held[1]).await.position;
-    assert_eq!(letters.discard(&left).await.unwrap(), 2);
+    assert_eq!(letters.discard(&left).await, 2);
     let next = stage.add(message("orders", "e")).await;
     assert!(stage.delivery(next).await.position > last, "a position is handed out once");
 }
@@ -230,18 +229,18 @@ pub async fn of_two_operators_at_the_same_time_one_changes_a_message<F: DeadLett
     let (stage, letters) = set::<F>().await;
     for _ in 0..5 {
         let id = [stage.kill(message("orders", "a"), Settlement::Dead).await.message.id()];
-        let retry = async || patiently(async || letters.retry(&id).await).await;
+        let retry = async || letters.retry(&id).await;
         let (one, other) = tokio::join!(retry(), retry());
         assert_eq!(one + other, 1, "retried");
         assert_eq!(stage.messages().await, id);
         stage.deliver(&[&stage.delivery(id[0]).await], false).await;
 
         let id = [stage.kill(message("orders", "a"), Settlement::Dead).await.message.id()];
-        let discard = patiently(async || letters.discard(&id).await);
-        let retry = patiently(async || letters.retry(&id).await);
+        let discard = letters.discard(&id);
+        let retry = letters.retry(&id);
         let (retried, discarded) = tokio::join!(retry, discard);
         assert_eq!(retried + discarded, 1, "retried or discarded");
-        assert!(letters.get(id[0]).await.unwrap().is_none());
+        assert!(letters.get(id[0]).await.is_none());
         let row = stage.find(id[0]).await;
         assert_eq!(row.is_some(), retried == 1, "pending if it was retried");
         if let Some(row) = row {
@@ -249,12 +248,12 @@ pub async fn of_two_operators_at_the_same_time_one_changes_a_message<F: DeadLett
         }
 
         let id = [stage.kill(message("orders", "a"), Settlement::Held).await.message.id()];
-        let skip = async || patiently(async || letters.skip(&id).await).await;
+        let skip = async || letters.skip(&id).await;
         let (one, other) = tokio::join!(skip(), skip());
         assert_eq!(one + other, 1, "skipped");
-        let left = letters.list(&DeadLetterQuery::new()).await.unwrap();
+        let left = letters.list(&DeadLetterQuery::new()).await;
         assert_eq!((ids(&left), stage.messages().await), (id.to_vec(), vec![]));
-        assert_eq!(letters.discard(&id).await.unwrap(), 1);
+        assert_eq!(letters.discard(&id).await, 1);
     }
 }
 
@@ -264,10 +263,10 @@ pub async fn a_dropped_verb_leaves_a_message_in_one_place<F: DeadLettersFixture>
     let (stage, letters) = set::<F>().await;
     for polls in 1..POLLS {
         let id = [stage.kill(message("orders", "a"), Settlement::Dead).await.message.id()];
-        let ended = drop_after(polls, letters.retry(&id)).await.is_some();
-        patiently(async || letters.retry(&id).await).await;
+        let ended = drop_after(polls, letters.0.retry(&id)).await.is_some_and(|done| done.is_ok());
+        letters.retry(&id).await;
         assert_eq!(stage.messages().await, id, "after {polls} polls of a retry");
-        assert!(letters.get(id[0]).await.unwrap().is_none());
+        assert!(letters.get(id[0]).await.is_none());
         stage.deliver(&[&stage.delivery(id[0]).await], false).await;
         if ended {
             break;
@@ -275,15 +274,16 @@ pub async fn a_dropped_verb_leaves_a_message_in_one_place<F: DeadLettersFixture>
     }
     for polls in 1..POLLS {
         let id = [stage.kill(message("orders", "a"), Settlement::Held).await.message.id()];
-        let ended = drop_after(polls, letters.skip(&id)).await.is_some();
-        patiently(async || letters.skip(&id).await).await;
-        let left = letters.list(&DeadLetterQuery::new()).await.unwrap();
+        let ended = drop_after(polls, letters.0.skip(&id)).await.is_some_and(|done| done.is_ok());
+        letters.skip(&id).await;
+        let left = letters.list(&DeadLetterQuery::new()).await;
         let places: Vec<_> = left.iter().map(|letter| (letter.id, letter.cursor.place)).collect();
         assert_eq!(places, [(id[0], Place::Dead)], "after {polls} polls of a skip");
         assert_eq!(stage.messages().await, []);
-        let discarded = drop_after(polls, letters.discard(&id)).await.is_some();
-        patiently(async || letters.discard(&id).await).await;
-        assert!(letters.get(id[0]).await.unwrap().is_none(), "after {polls} polls of a discard");
+        let discarded =
+            drop_after(polls, letters.0.discard(&id)).await.is_some_and(|done| done.is_ok());
+        letters.discard(&id).await;
+        assert!(letters.get(id[0]).await.is_none(), "after {polls} polls of a discard");
         if ended && discarded {
             break;
         }
@@ -300,9 +300,9 @@ pub async fn an_unreadable_row_can_be_operated_on<F: DeadLettersFixture>() {
     if !stage.fixture.garble(id).await {
         return;
     }
-    let listed = letters.list(&DeadLetterQuery::new()).await.unwrap();
+    let listed = letters.list(&DeadLetterQuery::new()).await;
     assert_eq!(ids(&listed), [id]);
-    assert_eq!(letters.retry(&[id]).await.unwrap(), 1);
+    assert_eq!(letters.retry(&[id]).await, 1);
     let rows = stage.all().await.rows;
     let [Claimed::Unreadable(row)] = &rows[..] else { panic!("{rows:?}") };
     assert_eq!((row.state.held, row.state.attempts), (false, 0));
@@ -311,16 +311,16 @@ pub async fn an_unreadable_row_can_be_operated_on<F: DeadLettersFixture>() {
     again.read = row.state;
     assert_eq!(stage.fail(&[again]).await.refused, []);
     for place in [Place::Held, Place::Dead] {
-        let letter = letters.get(id).await.unwrap().unwrap();
+        let letter = letters.get(id).await.unwrap();
         assert_eq!((letter.message, letter.cursor.place), (None, place));
-        letters.skip(&[id]).await.unwrap();
+        letters.skip(&[id]).await;
     }
-    assert_eq!(letters.discard(&[id]).await.unwrap(), 1);
+    assert_eq!(letters.discard(&[id]).await, 1);
 }
 
-async fn set<F: DeadLettersFixture>() -> (Stage<F>, Arc<dyn DeadLetters>) {
+async fn set<F: DeadLettersFixture>() -> (Stage<F>, Letters) {
     let stage = Stage::<F>::set().await;
-    let letters = stage.fixture.dead_letters();
+    let letters = Letters(stage.fixture.dead_letters());
     (stage, letters)
 }
 

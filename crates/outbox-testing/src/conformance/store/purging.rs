@@ -17,7 +17,7 @@ pub async fn purging_deletes_at_most_the_limit<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     archive(&stage, 5).await;
     stage.fixture.pass(MOMENT).await;
-    let purge = async || stage.store.purge(Purge::new(Duration::ZERO, 2)).await.unwrap();
+    let purge = async || stage.purge(Purge::new(Duration::ZERO, 2)).await;
     assert_eq!([purge().await, purge().await, purge().await, purge().await], [2, 2, 1, 0]);
 }
 
@@ -28,13 +28,13 @@ pub async fn purging_leaves_younger_copies<F: StoreFixture>() {
     archive(&stage, 2).await;
     stage.fixture.pass(age).await;
     archive(&stage, 3).await;
-    assert_eq!(stage.store.purge(Purge::new(age / 2, 100)).await.unwrap(), 2);
+    assert_eq!(stage.purge(Purge::new(age / 2, 100)).await, 2);
     assert_eq!(purge_everything(&stage).await, 3);
     // What counts is when it was delivered, not when it was added.
     let old = stage.add(message("orders", "a")).await;
     stage.fixture.pass(age).await;
     stage.deliver(&[&stage.delivery(old).await], true).await;
-    assert_eq!(stage.store.purge(Purge::new(age / 2, 100)).await.unwrap(), 0);
+    assert_eq!(stage.purge(Purge::new(age / 2, 100)).await, 0);
 }
 
 /// When the store's clock is set back, copies of what is now its future are not old.
@@ -42,7 +42,7 @@ pub async fn purging_leaves_copies_from_the_clocks_future<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     archive(&stage, 2).await;
     if stage.fixture.set_clock_back(Duration::from_secs(3_600)).await {
-        assert_eq!(stage.store.purge(Purge::new(MOMENT, 100)).await.unwrap(), 0);
+        assert_eq!(stage.purge(Purge::new(MOMENT, 100)).await, 0);
     }
 }
 
@@ -53,13 +53,13 @@ pub async fn purging_never_touches_what_was_not_delivered<F: StoreFixture>() {
     stage.kill(message("orders", "held"), Settlement::Held).await;
     stage.kill(message("orders", "dead"), Settlement::Dead).await;
     assert_eq!(purge_everything(&stage).await, 0);
-    let backlog = stage.store.backlog().await.unwrap();
+    let backlog = stage.backlog().await;
     assert_eq!((backlog.pending, backlog.held, backlog.dead), (2, 1, 1));
 }
 
 /// The backlog of an empty store is empty, and exact.
 pub async fn the_backlog_of_an_empty_store_is_empty<F: StoreFixture>() {
-    let backlog = Stage::<F>::set().await.store.backlog().await.unwrap();
+    let backlog = Stage::<F>::set().await.backlog().await;
     assert_eq!((backlog.pending, backlog.held, backlog.dead), (0, 0, 0));
     assert!(backlog.pending_is_exact);
     assert_eq!(backlog.oldest_age, None);
@@ -71,7 +71,7 @@ pub async fn the_backlog_counts_what_waits<F: StoreFixture>() {
     stage.add_all(spread(4)).await;
     stage.kill(message("orders", "held"), Settlement::Held).await;
     stage.kill(message("orders", "dead"), Settlement::Dead).await;
-    let backlog = stage.store.backlog().await.unwrap();
+    let backlog = stage.backlog().await;
     assert_eq!((backlog.pending, backlog.held, backlog.dead), (5, 1, 1));
     assert!(backlog.pending_is_exact);
 }
@@ -83,10 +83,10 @@ pub async fn the_oldest_age_leaves_held_keys_out<F: StoreFixture>() {
     let stage = Stage::<F>::set().await;
     let held = stage.kill(message("orders", "held"), Settlement::Held).await;
     stage.add(message("orders", "held")).await;
-    assert_eq!(stage.store.backlog().await.unwrap().oldest_age, None);
+    assert_eq!(stage.backlog().await.oldest_age, None);
     stage.fixture.pass(time).await;
     stage.add(message("other-topic", "held")).await;
-    let age = stage.store.backlog().await.unwrap().oldest_age.unwrap();
+    let age = stage.backlog().await.oldest_age.unwrap();
     // However slow this is: the held row was and stays older by that time.
     let held = stage.delivery(held.message.id()).await.age;
     assert!(age + time <= held, "{age:?}, and the held row {held:?}");
@@ -95,7 +95,7 @@ pub async fn the_oldest_age_leaves_held_keys_out<F: StoreFixture>() {
 /// Deletes everything from the archive and tells how much that was.
 pub(super) async fn purge_everything<F: StoreFixture>(stage: &Stage<F>) -> u64 {
     stage.fixture.pass(MOMENT).await;
-    stage.store.purge(Purge::new(Duration::ZERO, 1_000)).await.unwrap()
+    stage.purge(Purge::new(Duration::ZERO, 1_000)).await
 }
 
 async fn archive<F: StoreFixture>(stage: &Stage<F>, count: usize) {

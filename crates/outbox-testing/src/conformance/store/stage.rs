@@ -5,12 +5,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use outbox_core::dead_letters::{DeadLetter, DeadLetterQuery};
 use outbox_core::delivery::{Failure, Receipt, RowId, Settlement};
 use outbox_core::store::{
-    Claim, ClaimReply, Claimed, Delivered, Failed, KeepLeases, Page, Release, Settle, Settled,
-    Standing, StoreError, StoreErrorKind, TakeOver,
+    Backlog, Claim, ClaimReply, Claimed, Delivered, Failed, KeepLeases, Page, Purge, Release,
+    Settle, Settled, Standing, StoreError, StoreErrorKind, TakeOver,
 };
-use outbox_core::{Delivery, Lane, Lease, Message, MessageId, Outbox, Position, Store, WorkerId};
+use outbox_core::{
+    DeadLetters, Delivery, Lane, Lease, Message, MessageId, Outbox, Position, Store, WorkerId,
+};
 
 use super::StoreFixture;
 
@@ -162,6 +165,14 @@ impl<F: StoreFixture> Stage<F> {
         patiently(async || self.store.settle(request).await).await
     }
 
+    pub(super) async fn purge(&self, request: Purge) -> u64 {
+        patiently(async || self.store.purge(request).await).await
+    }
+
+    pub(super) async fn backlog(&self) -> Backlog {
+        patiently(async || self.store.backlog().await).await
+    }
+
     /// Adds a message and lets it die by this settlement after three attempts.
     pub(super) async fn kill(&self, message: Message, settlement: Settlement) -> Delivery {
         let id = self.add(message).await;
@@ -173,6 +184,31 @@ impl<F: StoreFixture> Stage<F> {
         assert_eq!(settled.refused, []);
         self.release(worker, &leases).await;
         row
+    }
+}
+
+/// The operator's side of a store, asked again while other transactions are in the way.
+pub(super) struct Letters(pub(super) Arc<dyn DeadLetters>);
+
+impl Letters {
+    pub(super) async fn list(&self, query: &DeadLetterQuery) -> Vec<DeadLetter> {
+        patiently(async || self.0.list(query).await).await
+    }
+
+    pub(super) async fn get(&self, id: MessageId) -> Option<DeadLetter> {
+        patiently(async || self.0.get(id).await).await
+    }
+
+    pub(super) async fn retry(&self, ids: &[MessageId]) -> u64 {
+        patiently(async || self.0.retry(ids).await).await
+    }
+
+    pub(super) async fn skip(&self, ids: &[MessageId]) -> u64 {
+        patiently(async || self.0.skip(ids).await).await
+    }
+
+    pub(super) async fn discard(&self, ids: &[MessageId]) -> u64 {
+        patiently(async || self.0.discard(ids).await).await
     }
 }
 
