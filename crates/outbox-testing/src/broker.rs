@@ -197,7 +197,8 @@ impl MemoryBroker {
         }
     }
 
-    /// Takes a topic away: publishing to it is answered [`PublishErrorKind::Destination`].
+    /// Takes a topic away: publishing to it is answered
+    /// [`Destination`](outbox_core::broker::PublishErrorKind::Destination).
     pub fn remove_topic(&self, topic: impl Into<String>) {
         self.lock().removed.insert(topic.into());
     }
@@ -208,7 +209,7 @@ impl MemoryBroker {
     }
 
     /// Lets this fault happen to the next `count` messages that are handed over. A
-    /// [`PublishErrorKind`] stands for [`Fault::Refuse`].
+    /// [`PublishErrorKind`](outbox_core::broker::PublishErrorKind) stands for [`Fault::Refuse`].
     pub fn fail_next(&self, count: usize, fault: impl Into<Fault>) {
         self.rules().push(Rule::next(count, fault.into()));
     }
@@ -229,16 +230,17 @@ impl MemoryBroker {
         self.rules().clear();
     }
 
-    /// Refuses everything with [`PublishErrorKind::Unavailable`], checks included, until the
-    /// answer is dropped.
+    /// Refuses everything, checks included, with
+    /// [`Unavailable`](outbox_core::broker::PublishErrorKind::Unavailable) until the answer is
+    /// dropped.
     #[must_use = "the outage ends when this is dropped"]
     pub fn outage(&self) -> Outage {
         Outage::begin(self, Plight::Refusing)
     }
 
     /// Swallows everything until the answer is dropped, as an unreachable broker does: what is
-    /// published is answered [`PublishErrorKind::Unknown`] after the undecided time, though
-    /// nothing arrives.
+    /// published is answered [`Unknown`](outbox_core::broker::PublishErrorKind::Unknown) after the
+    /// undecided time, though nothing arrives.
     #[must_use = "the outage ends when this is dropped"]
     pub fn silence(&self) -> Outage {
         Outage::begin(self, Plight::Silent)

@@ -150,6 +150,15 @@ async fn one_publish_takes_an_eighth_of_the_bytes_in_flight_at_most() {
     assert!(heaviest > BYTES / 10, "{heaviest}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_window_of_one_byte_sends_one_message_after_the_other() {
+    let (store, broker) = (MemoryStore::with_lanes(LANES), MemoryBroker::new());
+    commit_with_gaps(&store, 0..20).await;
+    let dispatcher = Dispatcher::builder(store, broker).bytes_in_flight(1).build().unwrap();
+    let run = tokio::time::timeout(Duration::from_secs(600), dispatcher.run_until_empty());
+    assert_eq!(run.await.unwrap().unwrap().delivered, 20);
+}
+
 /// Messages that became visible behind later ones are read by position, beyond the window at that.
 #[tokio::test(start_paused = true)]
 async fn content_stays_within_the_window_and_a_quarter_while_the_broker_stands_still() {
