@@ -66,7 +66,7 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn all(rows: usize) -> Self {
-        Self { lanes: "", rows }
+        Self { lanes: "TRUE", rows }
     }
 
     /// The outbox, which has so many rows, among 1, 2 or 4.
@@ -94,9 +94,8 @@ async fn page(
     share: &Share,
     after: u64,
 ) -> Result<Vec<MySqlRow>> {
-    let and = if share.lanes.is_empty() { "" } else { "AND" };
     let query = format!(
-        "SELECT id, message_key, payload FROM outbox WHERE id > ? {and} {} ORDER BY id LIMIT ?",
+        "SELECT id, message_key, payload FROM outbox WHERE id > ? AND {} ORDER BY id LIMIT ?",
         share.lanes
     );
     let rows = sqlx::query(AssertSqlSafe(query)).bind(after).bind(PAGE as u64).fetch(connection);
@@ -378,6 +377,7 @@ impl Running {
     /// Waits for the last delete. Gives what still has threads.
     async fn end(self) -> Result<(ThreadedProducer<Collect>, Runtime)> {
         self.read.await??;
+        // It lives until its last answer came.
         let producer = self.sent.await??;
         for delete in self.deletes {
             delete.await??;

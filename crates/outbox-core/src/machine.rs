@@ -590,9 +590,9 @@ impl Machine {
         self.check_at = now + Duration::from_secs(1);
         let passed = result.is_ok();
         if has_lanes {
-            // Whether messages arrive is what counts; a check tells how many may try. Where none waits,
-            // or none found trouble for longer than a doubtful one waits, is read and is undecided, no
-            // message will tell more.
+            // Whether messages arrive is what counts; a check tells how many may try. Where none
+            // waits, or none found trouble for longer than a doubtful one waits, is read and is
+            // undecided, no message will tell more.
             self.circuit.checked(passed);
             self.checked |= passed;
             let settings = &self.settings;

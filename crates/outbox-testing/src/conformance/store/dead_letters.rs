@@ -9,12 +9,9 @@ use outbox_core::delivery::Settlement;
 use outbox_core::store::{Claimed, Purge};
 use outbox_core::{Delivery, Message, MessageId};
 
-use super::stage::{Letters, delivery, everything, failed, message};
+use super::stage::{Letters, POLLS, delivery, everything, failed, message};
 use super::{DeadLettersFixture, Stage};
 use crate::drop_after;
-
-/// No call takes so many polls.
-const POLLS: usize = 300;
 
 /// A message that died is kept in full, with its place and its history.
 pub async fn a_dead_message_is_kept_in_full<F: DeadLettersFixture>() {

@@ -9,14 +9,13 @@ use outbox_core::delivery::{Receipt, RowId, RowState, Settlement, Span};
 use outbox_core::store::{Claimed, Delivered, Failed, KeepLeases, Page, Purge, Release, Settle};
 use outbox_core::{Delivery, Lane, Lease, MessageId, Position, WorkerId};
 
-use super::stage::{LONG, delivery, everything, failed, id_of, message, patiently, spread, turns};
+use super::stage::{
+    LONG, POLLS, delivery, everything, failed, id_of, message, patiently, spread, turns,
+};
 use super::{Stage, StoreFixture};
 use crate::drop_after;
 
 const WAIT: Duration = Duration::from_secs(500);
-
-/// No call takes so many polls.
-const POLLS: usize = 300;
 
 /// A delivered row goes away, and no other one. No lease is needed.
 pub async fn a_delivered_row_goes_away<F: StoreFixture>() {

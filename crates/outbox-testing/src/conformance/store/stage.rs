@@ -20,6 +20,9 @@ use super::StoreFixture;
 /// Long enough that no lease of this length expires during a case.
 pub(super) const LONG: Duration = Duration::from_secs(600);
 
+/// No call takes so many polls.
+pub(super) const POLLS: usize = 300;
+
 /// More than everything that a case adds.
 pub(super) const MANY: usize = 1_000;
 const PLENTY: usize = 16 * 1024 * 1024;
