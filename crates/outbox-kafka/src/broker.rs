@@ -1,10 +1,12 @@
 //! The broker: hand over, wait for the answers, send suspects again alone.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use outbox_core::Message;
 use outbox_core::broker::{
     Broker, BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind,
 };
@@ -14,7 +16,7 @@ use rdkafka::producer::{BaseProducer, Producer as _};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::batch::{Batch, Suspect};
+use crate::batch::{Batch, Suspect, Ticket};
 use crate::builder::KafkaBuilder;
 use crate::context::Context;
 use crate::partitions::{Partitions, Route};
@@ -79,28 +81,43 @@ impl KafkaBroker {
     }
 
     /// Hands over the messages of a batch in order, without a pause unless the queue is full. What
-    /// librdkafka has taken it holds in a copy of its own: ours is dropped.
-    async fn hand_over(&self, messages: Vec<Outgoing>, batch: &Arc<Batch>, outcomes: &Outcomes) {
+    /// librdkafka has taken it holds in a copy of its own: ours is dropped. Gives those for partitions that it does not know.
+    async fn hand_over(
+        &self,
+        messages: Vec<Outgoing>,
+        batch: &Arc<Batch>,
+        outcomes: &Outcomes,
+    ) -> Vec<Stranger> {
         let (count, give_up) = (messages.len(), Instant::now() + self.timing.queue);
+        let mut strangers = Vec::new();
         let fail_from = |first: usize, kind, code| {
             (first..count).for_each(|index| fail(outcomes, index, kind, code));
         };
         let Ok(_turn) = timeout_at(give_up, self.turn.lock()).await else {
-            return fail_from(0, PublishErrorKind::NotSent, RDKafkaErrorCode::QueueFull);
+            fail_from(0, PublishErrorKind::NotSent, RDKafkaErrorCode::QueueFull);
+            return strangers;
         };
         let producer = match self.slot(count).producer() {
             Ok(producer) => producer,
-            Err(refusal) => return fail_from(0, refusal.kind, refusal.code),
+            Err(refusal) => {
+                fail_from(0, refusal.kind, refusal.code);
+                return strangers;
+            }
         };
-        let (mut gate, now) = (self.partitions.gate(), std::time::Instant::now());
+        let (mut stopped, now) = (Stopped::default(), std::time::Instant::now());
         for (index, outgoing) in messages.into_iter().enumerate() {
             let message = &outgoing.delivery.message;
-            let route = gate.route(message, now);
+            if let Some(code) = stopped.behind(message) {
+                fail(outcomes, index, PublishErrorKind::NotSent, code);
+                continue;
+            }
+            let route = self.partitions.route(message, now);
             let partition = match route {
                 Route::Own => message.partition(),
                 Route::To(partition) => Some(partition),
                 Route::Nowhere => {
                     let code = RDKafkaErrorCode::LeaderNotAvailable;
+                    stopped.at(message, code);
                     fail(outcomes, index, PublishErrorKind::NotSent, code);
                     continue;
                 }
@@ -117,15 +134,57 @@ impl KafkaBroker {
                     }
                     // None of the rest may overtake this one, or it would fail as well.
                     RDKafkaErrorCode::QueueFull | RDKafkaErrorCode::Fatal => {
-                        return fail_from(index, kind, code);
+                        self.partitions.not_sent(message, route, now);
+                        fail_from(index, kind, code);
+                        return strangers;
                     }
                     _ => {
-                        fail(outcomes, index, kind, code);
+                        self.partitions.not_sent(message, route, now);
+                        stopped.at(message, code);
+                        match (code, partition) {
+                            (RDKafkaErrorCode::UnknownPartition, Some(partition))
+                                if kind == PublishErrorKind::Failed =>
+                            {
+                                let ticket = batch.ticket(index, outgoing.not_after);
+                                let topic = message.topic().to_owned();
+                                strangers.push(Stranger { topic, partition, index, ticket });
+                            }
+                            _ => fail(outcomes, index, kind, code),
+                        }
                         break;
                     }
                 }
             }
         }
+        strangers
+    }
+
+    /// Answers for messages to partitions that librdkafka does not know. It may only not have heard of
+    /// them: it asks every five minutes. Then the message is not at fault, and has been asked for now.
+    fn ask_about(&self, strangers: Vec<Stranger>, outcomes: &Outcomes) {
+        let code = RDKafkaErrorCode::UnknownPartition;
+        let (Some(_), Ok(producer)) = (strangers.first(), self.together.producer()) else {
+            let indexes = strangers.iter().map(|stranger| stranger.index);
+            return indexes.for_each(|i| fail(outcomes, i, PublishErrorKind::NotSent, code));
+        };
+        let timeout = CHECK_TIMEOUT.min(self.timing.message);
+        let outcomes = outcomes.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut counts = HashMap::new();
+            for Stranger { topic, partition, index, ticket } in strangers {
+                let count = *counts.entry(topic).or_insert_with_key(|topic| {
+                    let fetched = producer.client().fetch_metadata(Some(topic), timeout);
+                    let found = fetched.iter().flat_map(Metadata::topics).next();
+                    found.map_or(0, |topic| topic.partitions().len())
+                });
+                let has_it = usize::try_from(partition).is_ok_and(|partition| partition < count);
+                let is_known = count > 0 && !has_it;
+                let kind =
+                    if is_known { PublishErrorKind::Failed } else { PublishErrorKind::NotSent };
+                fail(&outcomes, index, kind, code);
+                drop(ticket);
+            }
+        });
     }
 
     /// Hands one message over, unless it is too late or too large for that.
@@ -191,6 +250,34 @@ impl KafkaBroker {
     }
 }
 
+/// A message for a partition that librdkafka does not know.
+struct Stranger {
+    topic: String,
+    partition: i32,
+    index: usize,
+    ticket: Box<Ticket>,
+}
+
+/// Keys of which a message of this publish was not sent, and why: none behind it may be.
+#[derive(Default)]
+struct Stopped(HashMap<(String, Vec<u8>), RDKafkaErrorCode>);
+
+impl Stopped {
+    fn at(&mut self, message: &Message, why: RDKafkaErrorCode) {
+        if let Some(key) = message.key() {
+            self.0.insert((message.topic().to_owned(), key.to_owned()), why);
+        }
+    }
+
+    /// Why the one before this one was not sent.
+    fn behind(&self, message: &Message) -> Option<RDKafkaErrorCode> {
+        if self.0.is_empty() {
+            return None;
+        }
+        self.0.get(&(message.topic().to_owned(), message.key()?.to_owned())).copied()
+    }
+}
+
 /// Why librdkafka did not take a message.
 fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::InvalidTopic)
@@ -210,7 +297,8 @@ impl Broker for KafkaBroker {
         }
         self.count_partitions();
         let batch = Batch::together(outcomes);
-        self.hand_over(messages, &batch, outcomes).await;
+        let strangers = self.hand_over(messages, &batch, outcomes).await;
+        self.ask_about(strangers, outcomes);
         loop {
             let settled = batch.is_settled();
             let suspects = batch.take_suspects();

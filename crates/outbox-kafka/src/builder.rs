@@ -123,7 +123,8 @@ impl KafkaBuilder {
     }
 
     /// Sets any other property of librdkafka. [`KafkaBuilder::build`] refuses those that would
-    /// break a promise of the outbox and those that have a method here.
+    /// break a promise of the outbox, those that have a method here, and those that
+    /// [`security`](Self::security) decides, if it was called with more than plaintext.
     pub fn property(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.properties.push((key.into(), value.into()));
         self
@@ -205,13 +206,17 @@ impl KafkaBuilder {
         let propagation = TOPIC_PROPAGATION.min(timing.message / 2);
         config.set("topic.metadata.propagation.max.ms", millis(propagation));
         for (key, value) in &self.properties {
+            if self.security.decides(key) {
+                let kind = KafkaBuildErrorKind::Reserved;
+                return Err(KafkaBuildError::of_key(kind, key, "`security` decides it"));
+            }
             if properties::check(key, value)? {
                 config.set(key, value);
             }
         }
         for (key, value) in self.security.properties() {
-            // A protocol that was set as a property stays unless security was asked for.
-            if self.security != Security::plaintext() || config.get(key).is_none() {
+            // A protocol that was set as a property stays: security was not asked for.
+            if config.get(key).is_none() {
                 config.set(key, value);
             }
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use outbox_core::delivery::Receipt;
 use rdkafka::ClientContext;
+use rdkafka::bindings::RD_KAFKA_OFFSET_INVALID;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message};
@@ -15,6 +16,7 @@ use rdkafka::producer::ProducerContext;
 use crate::batch::Ticket;
 use crate::partitions::Partitions;
 use crate::secrets::Secrets;
+use crate::verdict::{self, Verdict};
 
 /// Runs on the polling thread. Nothing here may panic through: a panic would end the polling and
 /// with it every answer, in silence.
@@ -29,6 +31,12 @@ pub(crate) struct Context {
 /// How long the same error is not worth another warning: in an outage librdkafka reports one with
 /// every attempt to connect, dozens of times a second.
 const TOLD_FOR: Duration = Duration::from_secs(30);
+
+/// The offset of a message that no broker acknowledged. librdkafka reports it as delivered when a later
+/// one of its partition was: what came before, it concludes, must have arrived. But a broker without a
+/// state of this producer (it was just elected, or the topic is new) takes any sequence number, and may
+/// have refused what came before.
+const NEVER_ANSWERED: i64 = RD_KAFKA_OFFSET_INVALID as i64;
 
 impl Context {
     pub(crate) fn new(secrets: Secrets, partitions: Arc<Partitions>) -> Self {
@@ -95,16 +103,33 @@ impl ProducerContext for Context {
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         match result {
+            // librdkafka says so of what was refused as well, when the broker took something later.
+            Ok(message) if message.offset() == NEVER_ANSWERED => {
+                ticket.report(Err((RDKafkaErrorCode::NoOffset, message)));
+            }
             Ok(message) => {
                 self.acknowledged.store(true, Ordering::Relaxed);
-                shielded(|| self.partitions.acknowledged(message.topic(), message.partition()));
+                shielded(|| self.partitions.answered(message.topic(), message.partition()));
                 ticket.report(Ok(receipt(message.partition(), message.offset())));
             }
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                let (topic, partition) = (message.topic(), message.partition());
                 if code == RDKafkaErrorCode::MessageTimedOut {
-                    let (topic, partition) = (message.topic(), message.partition());
                     shielded(|| self.partitions.timed_out(topic, partition, Instant::now()));
+                } else if verdict::of_report(code) == Verdict::Suspect {
+                    // It was refused, and by the leader: the partition has one.
+                    shielded(|| {
+                        self.partitions.answered(topic, partition);
+                        if self.is_news(code, Instant::now()) {
+                            tracing::warn!(
+                                ?code,
+                                topic,
+                                "kafka refused a request; its messages are sent again one by one, \
+                                 which is slow"
+                            );
+                        }
+                    });
                 }
                 ticket.report(Err((code, message)));
             }

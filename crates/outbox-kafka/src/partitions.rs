@@ -4,7 +4,7 @@
 //! many of them would fill the window of a dispatcher, which knows no partitions. Once one timed
 //! out, a single message at a time probes its partition, and all others are not sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,8 +65,8 @@ impl Partitions {
         Self { partitioner, patience, any: AtomicBool::new(false), topics: Mutex::default() }
     }
 
-    /// A message was acknowledged there.
-    pub(crate) fn acknowledged(&self, topic: &str, partition: i32) {
+    /// The leader of the partition answered: by an acknowledgement, or by a refusal.
+    pub(crate) fn answered(&self, topic: &str, partition: i32) {
         if !self.any.load(Ordering::Relaxed) {
             return;
         }
@@ -129,57 +129,59 @@ impl Partitions {
         self.any.store(!topics.is_empty(), Ordering::Relaxed);
     }
 
-    /// What to ask for each message of a publish.
-    pub(crate) fn gate(&self) -> Gate<'_> {
-        Gate { partitions: self, refused: HashSet::new() }
+    /// Where this message goes. A message that goes to a silent partition is its probe.
+    pub(crate) fn route(&self, message: &Message, now: Instant) -> Route {
+        if !self.any.load(Ordering::Relaxed) {
+            return Route::Own;
+        }
+        let mut topics = self.lock();
+        let Some(topic) = topics.get_mut(message.topic()) else { return Route::Own };
+        let Some(partition) = self.partition(message, topic.count) else {
+            return match (message.key(), topic.count) {
+                (None, Some(count)) => topic.anywhere(count, message, self.patience, now),
+                _ => Route::Own,
+            };
+        };
+        let Some(silent) = topic.silent.get_mut(&partition) else { return Route::Own };
+        if silent.next <= now {
+            silent.next = now + self.patience;
+            return Route::Own;
+        }
+        Route::Nowhere
+    }
+
+    /// A message was not sent that had this route: if it was a probe, another one may be it.
+    pub(crate) fn not_sent(&self, message: &Message, route: Route, now: Instant) {
+        if !self.any.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut topics = self.lock();
+        let Some(topic) = topics.get_mut(message.topic()) else { return };
+        let (partition, is_keyless) = match route {
+            Route::Own => (self.partition(message, topic.count), false),
+            Route::To(partition) => (Some(partition), true),
+            Route::Nowhere => return,
+        };
+        let Some(silent) = partition.and_then(|partition| topic.silent.get_mut(&partition)) else {
+            return;
+        };
+        silent.next = now;
+        if is_keyless {
+            silent.next_keyless = now;
+            topic.next_keyless = None;
+        }
+    }
+
+    /// The partition that a message belongs to, as far as that is known here.
+    fn partition(&self, message: &Message, count: Option<i32>) -> Option<i32> {
+        message.partition().or_else(|| match self.partitioner {
+            Partitioner::Murmur2 => Some(murmur2_partition(message.key()?, count?)),
+            Partitioner::Crc32 | Partitioner::Fnv1a => None,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Topic>> {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Routes the messages of one publish. What it refused a partition once it refuses to the end:
-/// behind a message that was not sent, none of its key may be.
-pub(crate) struct Gate<'a> {
-    partitions: &'a Partitions,
-    refused: HashSet<(String, i32)>,
-}
-
-impl Gate<'_> {
-    /// Where this message goes. A message that goes to a silent partition is its probe.
-    pub(crate) fn route(&mut self, message: &Message, now: Instant) -> Route {
-        if !self.partitions.any.load(Ordering::Relaxed) && self.refused.is_empty() {
-            return Route::Own;
-        }
-        let mut topics = self.partitions.lock();
-        let topic = topics.get_mut(message.topic());
-        let count = topic.as_ref().and_then(|topic| topic.count);
-        let patience = self.partitions.patience;
-        let partition = match (message.partition(), message.key(), count) {
-            (Some(partition), ..) => partition,
-            (None, Some(key), Some(count)) => match self.partitions.partitioner {
-                Partitioner::Murmur2 => murmur2_partition(key, count),
-                Partitioner::Crc32 | Partitioner::Fnv1a => return Route::Own,
-            },
-            (None, None, Some(count)) => {
-                return topic
-                    .map_or(Route::Own, |topic| topic.anywhere(count, message, patience, now));
-            }
-            (None, _, None) => return Route::Own,
-        };
-        if self.refused.contains(&(message.topic().to_owned(), partition)) {
-            return Route::Nowhere;
-        }
-        let Some(silent) = topic.and_then(|topic| topic.silent.get_mut(&partition)) else {
-            return Route::Own;
-        };
-        if silent.next <= now {
-            silent.next = now + patience;
-            return Route::Own;
-        }
-        self.refused.insert((message.topic().to_owned(), partition));
-        Route::Nowhere
     }
 }
 
@@ -275,29 +277,36 @@ mod tests {
     #[test]
     fn after_a_timeout_one_message_at_a_time_probes_the_partition_and_others_pass() {
         let (partitions, now) = (partitions(), Instant::now());
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
+        assert_eq!(partitions.route(&to(1), now), Route::Own);
         partitions.timed_out("t", 1, now);
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Own, "the probe");
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Nowhere);
-        assert_eq!(partitions.gate().route(&to(2), now), Route::Own);
-        assert_eq!(partitions.gate().route(&to(1), now + PATIENCE), Route::Own, "the next probe");
+        assert_eq!(partitions.route(&to(1), now), Route::Own, "the probe");
+        assert_eq!(partitions.route(&to(1), now), Route::Nowhere);
+        assert_eq!(partitions.route(&to(2), now), Route::Own);
+        assert_eq!(partitions.route(&to(1), now + PATIENCE), Route::Own, "the next probe");
         partitions.timed_out("t", 1, now);
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Own, "the probe timed out");
-        partitions.acknowledged("t", 1);
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
+        assert_eq!(partitions.route(&to(1), now), Route::Own, "the probe timed out");
+        partitions.answered("t", 1);
+        assert_eq!(partitions.route(&to(1), now), Route::Own);
+        assert_eq!(partitions.route(&to(1), now), Route::Own);
     }
 
     #[test]
-    fn a_publish_that_was_refused_a_partition_is_refused_it_to_the_end() {
+    fn a_probe_that_was_not_sent_is_given_back() {
         let (partitions, now) = (partitions(), Instant::now());
         partitions.timed_out("t", 1, now);
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Own, "the probe");
-        let mut gate = partitions.gate();
-        assert_eq!(gate.route(&to(1), now), Route::Nowhere);
-        partitions.acknowledged("t", 1);
-        assert_eq!(gate.route(&to(1), now), Route::Nowhere, "it could be of the same key");
-        assert_eq!(partitions.gate().route(&to(1), now), Route::Own);
+        let route = partitions.route(&to(1), now);
+        assert_eq!((route, partitions.route(&to(1), now)), (Route::Own, Route::Nowhere));
+        partitions.not_sent(&to(1), Route::Nowhere, now);
+        assert_eq!(partitions.route(&to(1), now), Route::Nowhere, "that one was no probe");
+        partitions.not_sent(&to(1), route, now);
+        assert_eq!(partitions.route(&to(1), now), Route::Own);
+        partitions.counted("t", 2);
+        let (keyless, later) =
+            (Message::builder("t").payload("p").build().unwrap(), now + PATIENCE);
+        assert_eq!(partitions.route(&keyless, later), Route::To(1));
+        assert_eq!(partitions.route(&keyless, later), Route::To(0));
+        partitions.not_sent(&keyless, Route::To(1), later);
+        assert_eq!(partitions.route(&keyless, later), Route::To(1));
     }
 
     #[test]
@@ -305,14 +314,14 @@ mod tests {
         let (partitions, now) = (partitions(), Instant::now());
         let silent = murmur2_partition(b"21", 6);
         partitions.timed_out("t", silent, now);
-        partitions.gate().route(&to(silent), now);
-        assert_eq!(partitions.gate().route(&keyed("21"), now), Route::Own, "nobody counted them");
+        partitions.route(&to(silent), now);
+        assert_eq!(partitions.route(&keyed("21"), now), Route::Own, "nobody counted them");
         assert_eq!(partitions.uncounted(now).as_deref(), Some("t"));
         assert_eq!(partitions.uncounted(now), None, "somebody asks already");
         partitions.counted("t", 6);
-        assert_eq!(partitions.gate().route(&keyed("21"), now), Route::Nowhere);
+        assert_eq!(partitions.route(&keyed("21"), now), Route::Nowhere);
         let mut others = ["abc", "a-little-bit-long-string"].into_iter();
-        assert!(others.all(|key| partitions.gate().route(&keyed(key), now) == Route::Own));
+        assert!(others.all(|key| partitions.route(&keyed(key), now) == Route::Own));
         assert!(partitions.uncounted(now + COUNTED_FOR).is_some(), "they may have become more");
     }
 
@@ -332,7 +341,7 @@ mod tests {
         let (partitions, start) = (partitions(), Instant::now());
         let route = |now| {
             let message = Message::builder("t").payload("p").build().unwrap();
-            partitions.gate().route(&message, now)
+            partitions.route(&message, now)
         };
         partitions.timed_out("t", 0, start);
         partitions.timed_out("t", 1, start);
@@ -348,12 +357,12 @@ mod tests {
         probes[..2].sort_by_key(|probe| *probe == Route::To(1));
         assert_eq!(probes[..2], [Route::To(0), Route::To(1)]);
         let later = start + PATIENCE * 8;
-        partitions.acknowledged("t", 0);
+        partitions.answered("t", 0);
         assert_eq!(route(later), Route::To(1), "the other one may be back as well");
         partitions.timed_out("t", 0, later);
         partitions.timed_out("t", 2, later);
         assert_eq!(route(later + PATIENCE * 9), Route::Own, "none answers");
-        partitions.acknowledged("t", 0);
+        partitions.answered("t", 0);
         assert!((0..20).all(|_| route(later) == Route::To(0)));
     }
 }

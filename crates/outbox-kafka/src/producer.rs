@@ -93,6 +93,7 @@ impl Slot {
         let mut state = self.lock();
         if state.client.as_ref().is_some_and(Client::seems_dead) {
             tracing::error!("the polling thread of the kafka producer is stuck; abandoning it");
+            state.client.as_ref().into_iter().for_each(Client::purge);
             state.retire();
         }
     }
@@ -223,6 +224,14 @@ impl Client {
         self.life.stopping.store(true, Ordering::Release);
         if tokio::time::timeout(END, gone.wait_for(|gone| *gone)).await.is_err() {
             tracing::warn!("the kafka producer has not ended yet; it goes on ending by itself");
+            self.purge();
+        }
+    }
+
+    /// Has nothing more sent, where the polling thread, which should see to that, is stuck.
+    fn purge(&self) {
+        if let Some(producer) = self.life.lock().as_ref() {
+            producer.purge(PurgeConfig::default().queue().inflight().non_blocking());
         }
     }
 }

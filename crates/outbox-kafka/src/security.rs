@@ -42,6 +42,18 @@ impl Security {
         self
     }
 
+    /// Whether this property of librdkafka is decided here: with a value of somebody else, a password
+    /// could be sent in the clear, or other authorities be trusted.
+    pub(crate) fn decides(&self, key: &str) -> bool {
+        let is_ours = match key {
+            "security.protocol" => self.tls || self.sasl,
+            // Two names of one property.
+            "sasl.mechanism" | "sasl.mechanisms" => self.sasl,
+            _ => self.tls && key.starts_with("ssl.ca."),
+        };
+        is_ours || self.properties.iter().any(|(name, _)| *name == key)
+    }
+
     /// The properties of librdkafka.
     pub(crate) fn properties(&self) -> impl Iterator<Item = (&str, &str)> {
         let protocol = match (self.tls, self.sasl) {
@@ -110,6 +122,27 @@ mod tests {
         let properties: Vec<_> = security.properties().collect();
         assert!(properties.contains(&("security.protocol", "sasl_plaintext")));
         assert!(properties.contains(&("sasl.password", "s3cret")));
+    }
+
+    #[test]
+    fn security_decides_what_it_is_about_and_nothing_else() {
+        let plaintext = Security::plaintext();
+        let sasl = plaintext.clone().sasl_plain("alice", "s3cret");
+        for key in ["security.protocol", "sasl.mechanism", "sasl.mechanisms", "sasl.password"] {
+            assert!(!plaintext.decides(key), "{key}");
+            assert!(sasl.decides(key), "{key}");
+        }
+        assert!(!sasl.decides("ssl.ca.location") && !sasl.decides("client.rack"));
+    }
+
+    #[cfg(feature = "ssl")]
+    #[test]
+    fn tls_decides_whom_to_trust() {
+        let tls = Security::tls();
+        for key in ["ssl.ca.location", "ssl.ca.pem", "ssl.ca.certificate.stores"] {
+            assert!(tls.decides(key), "{key}");
+        }
+        assert!(!tls.decides("ssl.cipher.suites") && !tls.decides("ssl.certificate.pem"));
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub(crate) fn of_report(code: Code) -> Verdict {
         Code::UnknownPartition
         // What was sent when a connection had to prove itself anew, and failed.
         | Code::Authentication
+        // Reported as delivered, and acknowledged by nobody.
+        | Code::NoOffset
         | Code::SSL => Verdict::Known(Unknown),
 
         Code::MessageTimedOut
@@ -144,6 +146,7 @@ mod tests {
         (-181, "unknown"),     // SSL
         (-172, "unknown"),     // State
         (-169, "unknown"),     // Authentication
+        (-168, "unknown"),     // NoOffset
         (-166, "unknown"),     // TimedOutQueue
         (-153, "unknown"),     // Retry
         (-152, "unknown"),     // PurgeQueue

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use outbox_core::broker::{Broker, Outcomes, Outgoing, PublishErrorKind};
 use outbox_core::{Delivery, Lane, Message, Position};
 use outbox_kafka::KafkaBroker;
+use outbox_kafka::rdkafka::consumer::{BaseConsumer, Consumer as _};
+use outbox_kafka::rdkafka::message::Message as _;
 use outbox_kafka::rdkafka::mocking::MockCluster;
+use outbox_kafka::rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
@@ -38,17 +41,23 @@ impl Subscriber for Blocks {
     fn exit(&self, _: &Id) {}
 }
 
+/// One test, since there is one subscriber.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stuck_polling_thread_ends_as_unknown_and_is_replaced() {
+async fn a_stuck_polling_thread() {
     tracing::subscriber::set_global_default(Blocks(Mutex::new(()), Condvar::new())).unwrap();
-    let cluster = MockCluster::new(1).unwrap();
-    cluster.create_topic("orders", 1, 1).unwrap();
+    ends_as_unknown_and_is_replaced().await;
+    sends_nothing_once_it_was_closed().await;
+}
+
+async fn ends_as_unknown_and_is_replaced() {
+    let cluster = MockCluster::new(1).expect("mock cluster");
+    cluster.create_topic("orders", 1, 1).expect("topic");
     let broker = KafkaBroker::builder(cluster.bootstrap_servers())
         .message_timeout(Duration::from_secs(3))
         .build()
-        .unwrap();
+        .expect("broker");
     let publish = async || {
-        let message = Message::builder("orders").key("k").payload("p").build().unwrap();
+        let message = Message::builder("orders").key("k").payload("p").build().expect("valid");
         let delivery = Delivery::new(Position::START, Lane(0), message);
         let not_after = tokio::time::Instant::now() + Duration::from_secs(60);
         let outcomes = Outcomes::new(1, Arc::default());
@@ -59,7 +68,7 @@ async fn a_stuck_polling_thread_ends_as_unknown_and_is_replaced() {
     assert!(delivered(publish().await));
 
     STUCK.store(true, Ordering::SeqCst);
-    cluster.broker_down(1).unwrap();
+    cluster.broker_down(1).expect("broker 1");
     let started = Instant::now();
     let outcome = publish().await;
     assert!(started.elapsed() <= broker.profile().undecided, "{:?}", started.elapsed());
@@ -69,10 +78,52 @@ async fn a_stuck_polling_thread_ends_as_unknown_and_is_replaced() {
         "{outcome:?}"
     );
 
-    cluster.broker_up(1).unwrap();
+    cluster.broker_up(1).expect("broker 1");
     let started = Instant::now();
     while !delivered(publish().await) {
         assert!(started.elapsed() < Duration::from_secs(10), "the producer is not replaced");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+async fn sends_nothing_once_it_was_closed() {
+    let cluster = MockCluster::new(1).expect("mock cluster");
+    cluster.create_topic("orders", 1, 1).expect("topic");
+    let builder = KafkaBroker::builder(cluster.bootstrap_servers());
+    let broker = builder.message_timeout(Duration::from_secs(30)).build().expect("broker");
+    let publish = async |payload: &str| {
+        let message = Message::builder("orders").key("k").payload(payload).build().expect("valid");
+        let delivery = Delivery::new(Position::START, Lane(0), message);
+        let not_after = tokio::time::Instant::now() + Duration::from_secs(60);
+        let outcomes = Outcomes::new(1, Arc::default());
+        broker.publish(vec![Outgoing::new(delivery, not_after)], &outcomes).await;
+    };
+    publish("before").await;
+    STUCK.store(true, Ordering::SeqCst);
+    cluster.broker_down(1).expect("broker 1");
+    while STUCK.load(Ordering::SeqCst) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Nobody waits for the answer any more.
+    let given_up = tokio::time::timeout(Duration::from_millis(100), publish("late")).await;
+    assert!(given_up.is_err(), "a broker that is down does not answer");
+    broker.close(Duration::ZERO).await;
+    cluster.broker_up(1).expect("broker 1");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", cluster.bootstrap_servers())
+        .set("group.id", "test")
+        .set("enable.partition.eof", "true")
+        .create()
+        .expect("consumer");
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset("orders", 0, Offset::Beginning).expect("offset");
+    consumer.assign(&assignment).expect("assignment");
+    let mut log = Vec::new();
+    // An error is the end of the partition.
+    while let Some(Ok(message)) = consumer.poll(Duration::from_secs(10)) {
+        log.push(String::from_utf8_lossy(message.payload().unwrap_or_default()).into_owned());
+    }
+    assert_eq!(log, ["before"]);
 }

@@ -15,7 +15,7 @@ use outbox_kafka::{KafkaBroker, KafkaBuilder};
 use outbox_testing::Published;
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     message::{BorrowedMessage, Headers},
@@ -157,6 +157,32 @@ async fn an_unknown_topic_waits_until_it_exists_and_troubles_no_other() -> Resul
     println!("a topic that was created was published to after {waited:?}");
     assert_eq!(keys(kafka, &unknown).await?, ["k"]);
     Ok(())
+}
+
+/// librdkafka asks for the number of partitions every five minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_for_a_partition_that_was_just_added_costs_no_attempt() -> Result<()> {
+    let Some(kafka) = servers::kafka().await else { return Ok(()) };
+    let topic = kafka.create_topic("grows", 3).await?;
+    let broker = builder(kafka).build()?;
+    let to = |partition| {
+        Message::builder(&topic).key("k").payload("p").partition(partition).build().unwrap()
+    };
+    publish_until_delivered(&broker, &to(2)).await;
+    assert_eq!(publish(&broker, [to(4)]).await, [Some(PublishErrorKind::Failed)], "it has three");
+    let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
+    let more = [NewPartitions::new(&topic, 5)];
+    let added = admin.create_partitions(&more, &AdminOptions::new()).await?;
+    added.into_iter().collect::<Result<Vec<_>, _>>().map_err(|(_, code)| code)?;
+    let started = Instant::now();
+    loop {
+        match publish(&broker, [to(4)]).await[0] {
+            None => return Ok(()),
+            Some(kind) => assert!(!kind.counts(), "{kind:?}"),
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "it is not met");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

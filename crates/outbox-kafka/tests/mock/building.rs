@@ -67,6 +67,31 @@ fn a_property_that_would_break_a_promise_is_refused_by_name_and_reason() {
 }
 
 #[test]
+fn a_property_that_security_decides_is_reserved() {
+    let sasl = Security::plaintext().sasl_plain("user", CANARY);
+    let set = |security: &Security, key: &str, value: &str| {
+        let builder = KafkaBroker::builder("localhost:1").security(security.clone());
+        builder.property(key, value).build().map_err(|error| error.kind())
+    };
+    for key in ["sasl.mechanism", "sasl.mechanisms", "sasl.password", "security.protocol"] {
+        let kind = set(&sasl, key, "SCRAM-SHA-512").unwrap_err();
+        assert_eq!(kind, KafkaBuildErrorKind::Reserved, "{key}");
+    }
+    set(&sasl, "client.rack", "a").unwrap();
+    set(&Security::plaintext(), "security.protocol", "plaintext").unwrap();
+}
+
+#[cfg(feature = "ssl")]
+#[test]
+fn no_property_adds_to_the_authorities_that_security_trusts() {
+    for key in ["ssl.ca.location", "ssl.ca.pem"] {
+        let builder = KafkaBroker::builder("localhost:1").security(Security::tls());
+        let error = builder.property(key, "/etc/private-ca.pem").build().unwrap_err();
+        assert_eq!((error.kind(), error.key()), (KafkaBuildErrorKind::Reserved, Some(key)));
+    }
+}
+
+#[test]
 fn no_secret_is_printed_by_builder_broker_or_error() {
     let security = Security::plaintext().sasl_plain(CANARY, CANARY);
     assert!(!format!("{security:?}").contains(CANARY));

@@ -22,6 +22,8 @@ fn inject(cluster: &Cluster, codes: &[i32]) {
 }
 
 const UNKNOWN_TOPIC_OR_PARTITION: i32 = 3;
+const NOT_LEADER_FOR_PARTITION: i32 = 6;
+const NOT_ENOUGH_REPLICAS: i32 = 19;
 const MESSAGE_SIZE_TOO_LARGE: i32 = 10;
 const MESSAGE_BATCH_TOO_LARGE: i32 = 18;
 const INVALID_RECORD: i32 = 87;
@@ -50,6 +52,32 @@ async fn each_class_of_refusal_is_told_apart() {
         inject(&cluster, &[code]);
         let outcomes = publish(&broker, [message("k", &code.to_string())]).await;
         assert_eq!(kinds(&outcomes), [expected], "code {code}: {outcomes:?}");
+    }
+}
+
+/// A broker that has no state of a producer takes any first sequence number (Apache Kafka up to 4.4, and
+/// the simulated one). librdkafka takes what it acknowledges for proof that all before it arrived as
+/// well, and reports messages as delivered that were refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_message_is_not_delivered_because_a_later_one_of_its_partition_was() {
+    for code in [UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_FOR_PARTITION, NOT_ENOUGH_REPLICAS] {
+        let cluster = Cluster::new(1);
+        let broker = cluster.builder().property("batch.num.messages", "1").build().unwrap();
+        publish(&broker, [message("warm", "warm")]).await;
+        cluster.mock.broker_round_trip_time(1, Duration::from_millis(100)).unwrap();
+        inject(&cluster, &[code]);
+        let batch = ["a", "b", "c"];
+        let outcomes = publish(&broker, batch.map(|name| message(name, name))).await;
+        cluster.mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
+        let log = cluster.payloads();
+        for (name, outcome) in batch.iter().zip(kinds(&outcomes)) {
+            match outcome {
+                None => assert!(log.iter().any(|there| there == name), "{code}: {name} in {log:?}"),
+                Some(kind) => assert_eq!(kind, PublishErrorKind::Unknown, "{code}: {name}"),
+            }
+        }
+        assert_eq!(kinds(&publish(&broker, [message("a", "a")]).await), [None], "code {code}");
+        assert!(cluster.payloads().iter().any(|there| there == "a"), "code {code}");
     }
 }
 
@@ -307,6 +335,23 @@ async fn a_message_that_was_purged_from_the_queue_may_be_in_the_log() {
     cluster.mock.broker_round_trip_time(1, Duration::ZERO).unwrap();
     cluster.mock.broker_up(1).unwrap();
     assert_eq!(cluster.payloads(), ["warm", "written"]);
+}
+
+/// With `in_key_window` above 1 a publish may hold several messages of a key.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_message_that_was_not_sent_none_of_its_key_is() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.builder().max_message_bytes(1_000).build().unwrap();
+    let large = message("k", &"p".repeat(2_000));
+    let outcomes = publish(&broker, [large, message("k", "later"), message("l", "other")]).await;
+    let (rejected, not_sent) = (PublishErrorKind::Rejected, PublishErrorKind::NotSent);
+    assert_eq!(kinds(&outcomes), [Some(rejected), Some(not_sent), None]);
+    let mut overdue = outgoing(message("k", "overdue"));
+    overdue.not_after = tokio::time::Instant::now();
+    let batch = vec![overdue, outgoing(message("k", "later")), outgoing(message("l", "other"))];
+    let outcomes = crate::cluster::publish_all(&broker, batch).await;
+    assert_eq!(kinds(&outcomes), [Some(not_sent), Some(not_sent), None]);
+    assert_eq!(cluster.payloads(), ["other", "other"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
