@@ -195,10 +195,10 @@ fn verdict(status: StatusCode) -> Result<(), PublishError> {
         400 | 413 | 415 | 422 => PublishErrorKind::Rejected,
         // Whatever goes to this URL ends like that: moved, forbidden, not there.
         300..=399 | 401 | 403 | 404 | 405 | 410 => PublishErrorKind::Destination,
-        // A proxy lost sight of it.
-        408 | 502 | 504 => PublishErrorKind::Unknown,
         // It asks everybody to wait.
         429 | 503 => PublishErrorKind::Unavailable,
+        // A proxy lost sight of it, or the receiver is in trouble: it may have been received.
+        408 | 500..=599 => PublishErrorKind::Unknown,
         _ => PublishErrorKind::Failed,
     };
     Err(PublishError::new(kind, format!("the receiver answered {status}")))
@@ -339,7 +339,7 @@ mod tests {
             (404, Some(PublishErrorKind::Destination)),
             (504, Some(PublishErrorKind::Unknown)),
             (503, Some(PublishErrorKind::Unavailable)),
-            (500, Some(PublishErrorKind::Failed)),
+            (500, Some(PublishErrorKind::Unknown)),
             (418, Some(PublishErrorKind::Failed)),
         ] {
             let code = StatusCode::from_u16(status).expect("a status");

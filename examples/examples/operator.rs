@@ -97,16 +97,24 @@ async fn run(command: Command) -> Result<bool> {
         prefix => MySqlSchema::new().with_prefix(prefix)?,
     };
     let store = MySqlStore::connect(&url, &schema).await?;
-    let (named, changed) = match command {
-        Command::List(place) => return list(&store, place).await,
-        Command::Show(id) => return show(&store, id).await,
-        Command::Retry(ids) => (ids.len(), store.retry(&ids).await?),
-        Command::Skip(ids) => (ids.len(), store.skip(&ids).await?),
-        Command::Discard(ids) => (ids.len(), store.discard(&ids).await?),
-    };
-    println!("changed: {changed} of {named}");
-    // An id that died more than once is changed as often.
-    Ok(changed >= named as u64)
+    match &command {
+        Command::List(place) => list(&store, *place).await,
+        Command::Show(id) => show(&store, *id).await,
+        Command::Retry(ids) | Command::Skip(ids) | Command::Discard(ids) => {
+            let mut changed = 0;
+            for id in ids {
+                // One that died more than once is changed as often.
+                let of_it = match command {
+                    Command::Retry(_) => store.retry(&[*id]).await?,
+                    Command::Skip(_) => store.skip(&[*id]).await?,
+                    _ => store.discard(&[*id]).await?,
+                };
+                changed += usize::from(of_it > 0);
+            }
+            println!("changed: {changed} of {}", ids.len());
+            Ok(changed == ids.len())
+        }
+    }
 }
 
 /// Page by page: there may be many.

@@ -15,6 +15,7 @@ SELECT 0, 16 FROM outbox_meta WHERE schema_version = 0 AND lanes <> 16;
 
 -- Messages that wait. A row is pending while it exists, the relay deletes delivered ones.
 -- Write message_id, topic, message_key, partition_no, headers and payload, never lane.
+-- Headers are JSON, an object of texts or pairs: see the README of outbox-mysql.
 -- Columns are a byte wider than their CHECK: without strict mode the server would cut silently.
 CREATE TABLE IF NOT EXISTS outbox (
   id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,

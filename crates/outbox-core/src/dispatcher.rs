@@ -63,7 +63,8 @@ impl Dispatcher {
     ///
     /// # Errors
     ///
-    /// [`RunErrorKind::Store`] when the schema is missing or not supported, or access is denied.
+    /// [`RunErrorKind::Store`] when the store does not open: the schema is missing, access is denied, or
+    /// the server is set in a way that is not supported.
     #[expect(clippy::manual_async_fn, reason = "the signature promises a future that is Send")]
     pub fn run(
         self,
@@ -75,7 +76,9 @@ impl Dispatcher {
     /// Runs until nothing is left that can be delivered, for tests and jobs: messages that wait
     /// for a retry are waited for; held messages and what waits behind them stay. Lanes owned by
     /// other live workers are left to them. The broker stays open, so this may be called again. It does
-    /// not end while more rows wait for held keys than a worker knows at a time (a million).
+    /// not end while more rows wait for held keys than a worker knows at a time (a million), while store
+    /// or broker are down, nor while a message waits for a topic that is missing or forbidden: put a
+    /// timeout around it.
     ///
     /// # Errors
     ///

@@ -13,8 +13,9 @@ pub use self::limits::Limits;
 
 /// A message for one topic, with an optional key, a payload or a tombstone, and headers.
 ///
-/// Messages of one `(topic, key)` appear on the broker in commit order; messages without a key
-/// have no order. Cloning copies the bytes. `Debug` prints sizes, never the key or the payload.
+/// First appearances of one `(topic, key)` on the broker follow commit order if every writer of the key
+/// locks as [`Outbox`](crate::Outbox) says; messages without a key have no order. Cloning copies the
+/// bytes. `Debug` prints sizes, never the key or the payload.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     id: MessageId,

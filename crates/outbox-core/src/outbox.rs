@@ -79,7 +79,8 @@ impl<W: Writer> Outbox<W> {
     }
 
     /// Stamps the caller's trace context (`traceparent`, `tracestate`, `baggage`) on every message
-    /// that does not carry one. `current` is asked at every `add`.
+    /// that does not carry one. `current` is asked at every `add`. A context that breaks the limits of
+    /// headers fails the `add`: leave `baggage` and `tracestate` out that come from outside unchecked.
     #[must_use]
     pub fn with_trace_context(
         self,
@@ -114,7 +115,7 @@ impl<W: Writer> Outbox<W> {
         Ok(self.add_all(transaction, [message]).await?[0])
     }
 
-    /// Adds messages by one statement and returns their ids. All are added or none.
+    /// Adds messages by few statements and returns their ids. All are added or none.
     ///
     /// # Errors
     ///
@@ -138,7 +139,8 @@ impl<W: Writer> Outbox<W> {
         Ok(messages.iter().map(Message::id).collect())
     }
 
-    /// Tells an attached dispatcher, after a commit, that there is work: delivery starts at once.
+    /// Tells an attached dispatcher, after a commit, that there is work: it reads at once. What is in
+    /// lanes of other workers comes with their next page (within 300 ms, unless set otherwise).
     /// Forgetting it costs milliseconds, never a message.
     pub fn wake(&self) {
         self.wake.wake();

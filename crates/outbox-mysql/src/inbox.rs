@@ -80,7 +80,8 @@ impl MySqlInbox {
     ///
     /// [`StoreErrorKind::NoTransaction`] when no transaction is open, which the server is
     /// asked: nothing was recorded then. [`StoreErrorKind::Conflict`] when another transaction is
-    /// in the way. After an error the caller must roll back.
+    /// in the way. After an error, or if this future was dropped, the caller must roll back: it may have
+    /// been recorded.
     pub async fn accept(
         &self,
         transaction: &mut MySqlConnection,
@@ -100,8 +101,9 @@ impl MySqlInbox {
     /// tells how many. Run it now and then, outside of a transaction, until it answers less than
     /// `limit`.
     ///
-    /// Whatever is purged is new again, so keep records for longer than a message can come back:
-    /// as long as the broker retains it, if consumers may be set back to its beginning.
+    /// Whatever is purged is new again, so keep records for longer than a message can come back: the
+    /// longest of what the broker retains, of the time that a relay may be down, and of the time that a
+    /// message may be held or dead before it is retried.
     ///
     /// # Errors
     ///

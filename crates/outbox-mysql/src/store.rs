@@ -70,7 +70,9 @@ struct Inner {
 }
 
 impl MySqlStore {
-    /// A store at `url`, opened: schema and server are checked.
+    /// A store at `url`, opened: schema and server are checked. It fails while the database is down: a
+    /// relay that shall wait for it uses [`from_options`](Self::from_options), and leaves the opening to
+    /// [`Dispatcher::run`](outbox_core::Dispatcher::run).
     ///
     /// # Errors
     ///

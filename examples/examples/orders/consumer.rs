@@ -27,8 +27,9 @@ pub const TABLE: &str = "CREATE TABLE IF NOT EXISTS shop_invoice (
 
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// For longer than a message can come back: Kafka keeps records for 7 days by default.
-const REMEMBERED: Duration = Duration::from_secs(14 * 24 * 3600);
+/// For longer than a message can come back: from Kafka, which keeps records for 7 days by default, and
+/// from the outbox, when a relay was down for long or an operator retries what was held or dead.
+const REMEMBERED: Duration = Duration::from_secs(90 * 24 * 3600);
 const PURGE_EVERY: Duration = Duration::from_secs(3600);
 const PURGE_ROWS: u32 = 1_000;
 

@@ -65,7 +65,8 @@ async fn main() -> Result<()> {
         sqlx::raw_sql(table).execute(&pool).await?;
     }
 
-    // Shared by the two sides in this process: a commit is published at once, not at the next poll.
+    // Shared by the two sides in this process: what is in its lanes is published at the commit, not at
+    // the next poll.
     let wake = Wake::default();
     let outbox = MySqlOutbox::new(MySqlWriter::new(&schema)).with_wake(wake.clone());
     let orders = Orders::new(pool.clone(), outbox, &topic);
@@ -97,7 +98,10 @@ async fn main() -> Result<()> {
         () = ended.notified() => {}
     }
     println!("orders: stopping");
-    [http.stop().await, billing.stop().await, relay.stop().await].into_iter().collect()
+    // Requests add messages, and billing does not: it may wait for the database beside the relay.
+    let http = http.stop().await;
+    let (billing, relay) = tokio::join!(billing.stop(), relay.stop());
+    [http, billing, relay].into_iter().collect()
 }
 
 fn variable(name: &str) -> Result<String> {

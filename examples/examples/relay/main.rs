@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | `DATABASE_URL` | refused | the MySQL or MariaDB with the outbox, `mysql://user:password@host/database` |
 //! | `KAFKA_BOOTSTRAP` | refused | the cluster, `host:port`, several with commas between |
-//! | `KAFKA_PROPERTY_..` | none | a property of librdkafka: `KAFKA_PROPERTY_SASL_USERNAME` sets `sasl.username`. TLS and SCRAM need the feature `ssl` of outbox-kafka |
+//! | `KAFKA_PROPERTY_..` | none | a property of librdkafka: `KAFKA_PROPERTY_SASL_USERNAME` sets `sasl.username`. Not those that the builder has methods for (`compression.type`, `linger.ms`, `client.id`, `message.max.bytes`, `partitioner`): it says so and ends. TLS and SCRAM need the feature `ssl` of outbox-kafka |
 //! | `OUTBOX_HTTP` | `127.0.0.1:9464` | the address of `/health` and `/metrics` |
 //! | `OUTBOX_TABLE_PREFIX` | none | the prefix of the tables, such as `shop_` |
 //! | `OUTBOX_LEASE_SECONDS` | `45` | how long the lanes of a relay that died wait |
