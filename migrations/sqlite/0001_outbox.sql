@@ -101,11 +101,31 @@ CREATE TABLE IF NOT EXISTS outbox_inbox (
 
 CREATE INDEX IF NOT EXISTS outbox_inbox_accepted ON outbox_inbox (accepted_at);
 
--- The version of these tables, written last, and what tells this database from another one.
+-- The version of these tables, and what tells this database from another one.
 CREATE TABLE IF NOT EXISTS outbox_meta (
   one INTEGER PRIMARY KEY,
   schema_version INTEGER NOT NULL,
   server INTEGER NOT NULL
 );
 
-INSERT OR IGNORE INTO outbox_meta (one, schema_version, server) VALUES (1, 1, random());
+-- Last. An error here: one of them is missing, or is a table of somebody else. Give that another
+-- name, or ours a prefix, and run this again.
+INSERT OR IGNORE INTO outbox_meta (one, schema_version, server)
+SELECT 1, 1, random()
+WHERE EXISTS (
+    SELECT lane, owner, epoch, expires_at, ttl FROM outbox_lane WHERE lane = 0)
+  AND NOT EXISTS (
+    SELECT id, message_id, topic, message_key, partition_no, created_at, attempts, available_at,
+      held_at, last_error, revision, retried, headers, payload
+    FROM outbox INDEXED BY outbox_held_message WHERE held_at IS NOT NULL LIMIT 0)
+  AND NOT EXISTS (
+    SELECT id FROM outbox INDEXED BY outbox_held_key WHERE held_at IS NOT NULL LIMIT 0)
+  AND NOT EXISTS (
+    SELECT worker, healthy, seen_at, ttl FROM outbox_worker LIMIT 0)
+  AND NOT EXISTS (
+    SELECT id, outbox_id, message_id, died_at FROM outbox_dead LIMIT 0)
+  AND NOT EXISTS (
+    SELECT id, outbox_id, message_id, delivered_at FROM outbox_delivered LIMIT 0)
+  AND NOT EXISTS (
+    SELECT consumer, message_id, accepted_at
+    FROM outbox_inbox INDEXED BY outbox_inbox_accepted LIMIT 0);

@@ -80,8 +80,8 @@ impl MySqlInbox {
     ///
     /// [`StoreErrorKind::NoTransaction`] when no transaction is open, which the server is
     /// asked: nothing was recorded then. [`StoreErrorKind::Conflict`] when another transaction is
-    /// in the way. After an error, or if this future was dropped, the caller must roll back: it may have
-    /// been recorded.
+    /// in the way. After an error, or where this was dropped before it answered, the caller must roll
+    /// back: the message may be recorded.
     pub async fn accept(
         &self,
         transaction: &mut MySqlConnection,
@@ -101,9 +101,9 @@ impl MySqlInbox {
     /// tells how many. Run it now and then, outside of a transaction, until it answers less than
     /// `limit`.
     ///
-    /// Whatever is purged is new again, so keep records for longer than a message can come back: the
-    /// longest of what the broker retains, of the time that a relay may be down, and of the time that a
-    /// message may be held or dead before it is retried.
+    /// Whatever is purged is new again, so keep records for longer than a message can come back:
+    /// the longest time that a relay may be down, or that a message may be held or dead before it
+    /// is retried, plus as long as the broker retains what is then published.
     ///
     /// # Errors
     ///

@@ -58,7 +58,8 @@ impl std::fmt::Debug for SqlValue {
 }
 
 impl MySqlInsert {
-    /// The statement that adds these messages in their order. There must be at least one.
+    /// The statement that adds these messages in their order. There must be at least one, and no
+    /// more than 10,922: both servers take at most 65,535 values for a prepared statement.
     pub fn new(schema: &MySqlSchema, messages: &[Message]) -> Self {
         let sql = insert_sql(schema.tables(), messages.len());
         Self { sql, values: messages.iter().flat_map(values_of).collect() }

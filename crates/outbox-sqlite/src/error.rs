@@ -51,7 +51,8 @@ fn kind_of(code: i32, message: &str) -> StoreErrorKind {
     const SCHEMA: [&str; 3] = ["no such table", "no such column", "no such index"];
     match code & 0xff {
         // SQLITE_ERROR has no detail for what is missing.
-        1 if SCHEMA.iter().any(|words| message.starts_with(words)) => K::Schema,
+        1 if SCHEMA.iter().any(|words| message.starts_with(words))
+            || message.contains(" has no column named ") => K::Schema,
         5 | 6 // busy, locked: another connection writes
         => K::Conflict,
         7 // out of memory
@@ -93,6 +94,7 @@ mod tests {
             }
         }
         assert_eq!(kind_of(1, "no such table: outbox_meta"), K::Schema);
+        assert_eq!(kind_of(1, "table outbox_lane has no column named lane"), K::Schema);
     }
 
     #[test]

@@ -5,11 +5,18 @@ use std::time::Duration;
 use outbox_core::message::MessageId;
 use outbox_core::store::{StoreError, StoreErrorKind};
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr, SqliteConnection};
+use tokio::time::Instant;
 
 use crate::error::store_error;
 use crate::schema::SqliteSchema;
 use crate::text::NOW;
 use crate::writer::require_transaction;
+
+/// Records that one write of a purge deletes.
+const STEP: u32 = 256;
+
+/// The longest pause between two of them.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// Records which messages a consumer has accepted, in the transaction of their effects.
 ///
@@ -28,6 +35,10 @@ use crate::writer::require_transaction;
 /// tx.commit().await?; // Acknowledge the message to the broker after this, never before.
 /// # Ok(()) }
 /// ```
+///
+/// Close the connection after a `commit` that failed, and where [`accept`](Self::accept) finds no
+/// transaction while one of sqlx is open: see
+/// [what SQLite rolls back by itself](crate#what-sqlite-rolls-back-by-itself).
 #[derive(Debug, Clone)]
 pub struct SqliteInbox {
     consumer: String,
@@ -79,7 +90,9 @@ impl SqliteInbox {
     ///
     /// [`StoreErrorKind::NoTransaction`] when no transaction is open, which SQLite is asked:
     /// nothing was recorded then. [`StoreErrorKind::Conflict`] when another connection writes, for
-    /// longer than the busy timeout. After an error the caller must roll back.
+    /// longer than the busy timeout, and at once when the transaction began as a reader (`BEGIN`)
+    /// and another one wrote after it had read. After an error, or where this was dropped before it
+    /// answered, the caller must roll back: the message may be recorded.
     pub async fn accept(
         &self,
         transaction: &mut SqliteConnection,
@@ -97,14 +110,15 @@ impl SqliteInbox {
 
     /// Deletes records of all consumers that are older than asked, at most `limit` of them, and
     /// tells how many. Run it now and then, outside of a transaction, until it answers less than
-    /// `limit`.
+    /// `limit`. It writes in small steps, with pauses that let others write.
     ///
     /// Whatever is purged is new again, so keep records for longer than a message can come back:
-    /// as long as the broker retains it, if consumers may be set back to its beginning.
+    /// the longest time that a relay may be down, or that a message may be held or dead before it
+    /// is retried, plus as long as the broker retains what is then published.
     ///
     /// # Errors
     ///
-    /// Any [`StoreErrorKind`].
+    /// Any [`StoreErrorKind`]; what was deleted before stays so.
     pub async fn purge(
         &self,
         connection: &mut SqliteConnection,
@@ -112,13 +126,22 @@ impl SqliteInbox {
         limit: u32,
     ) -> Result<u64, StoreError> {
         let age = i64::try_from(older_than.as_micros()).unwrap_or(i64::MAX);
-        let done = sqlx::query(self.purge.clone())
-            .bind(age)
-            .bind(limit)
-            .execute(connection)
-            .await
-            .map_err(store_error)?;
-        Ok(done.rows_affected())
+        let mut left = limit;
+        loop {
+            let (step, sent) = (left.min(STEP), Instant::now());
+            let done = sqlx::query(self.purge.clone())
+                .bind(age)
+                .bind(step)
+                .execute(&mut *connection)
+                .await
+                .map_err(store_error)?;
+            let gone = u32::try_from(done.rows_affected()).unwrap_or(u32::MAX);
+            left = left.saturating_sub(gone);
+            if gone < step || left == 0 {
+                return Ok(u64::from(limit - left));
+            }
+            tokio::time::sleep(sent.elapsed().min(LONGEST_PAUSE)).await;
+        }
     }
 }
 

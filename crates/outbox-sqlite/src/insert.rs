@@ -58,7 +58,9 @@ impl std::fmt::Debug for SqlValue {
 }
 
 impl SqliteInsert {
-    /// The statement that adds these messages in their order. There must be at least one.
+    /// The statement that adds these messages in their order. There must be at least one, and no
+    /// more than 5,461: SQLite binds at most 32,766 values to a statement, and one before 3.32 only
+    /// 999, which are those of 166 messages.
     pub fn new(schema: &SqliteSchema, messages: &[Message]) -> Self {
         let sql = insert_sql(schema.tables(), messages.len());
         Self { sql, values: messages.iter().flat_map(values_of).collect() }

@@ -2,8 +2,11 @@
 
 mod ddl;
 
+use std::time::Duration;
+
 use outbox_core::store::{StoreError, StoreErrorKind};
 use sqlx::{Connection, SqliteConnection};
+use tokio::time::Instant;
 
 use crate::error::store_error;
 use crate::tables::Tables;
@@ -11,6 +14,9 @@ use crate::text::{self, run};
 
 /// The newest version; the one before it is supported as well.
 const VERSION: u32 = 1;
+
+/// How soon the switch to WAL is tried again.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// The tables of an outbox: their names and their DDL.
 ///
@@ -41,7 +47,8 @@ impl SqliteSchema {
 
     /// The whole DDL, for any migration tool that runs several statements of one file. It does not
     /// switch the database to WAL, which no transaction can do: run `PRAGMA journal_mode = WAL`
-    /// once as well, or open your connections with it.
+    /// once as well, or open your connections with it. Where a tool goes on after an error, the
+    /// version of the tables is noted only once all of them are there.
     pub fn sql(&self) -> String {
         ddl::version_1(&self.tables)
     }
@@ -65,15 +72,13 @@ impl SqliteSchema {
     ///
     /// # Errors
     ///
-    /// [`StoreErrorKind::Conflict`] when another connection writes for longer than the busy timeout
-    /// of this one; [`StoreErrorKind::Unsupported`] when the database cannot be switched to WAL;
-    /// otherwise any [`StoreErrorKind`].
+    /// [`StoreErrorKind::Conflict`] when another connection writes, or keeps the database from the
+    /// switch to WAL by reading, for longer than the busy timeout of this one;
+    /// [`StoreErrorKind::Unsupported`] when the database cannot be switched to WAL;
+    /// [`StoreErrorKind::Schema`] when a table of one of these names is not ours: once it has
+    /// another name this can be run again; otherwise any [`StoreErrorKind`].
     pub async fn migrate(&self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
-        let answers = run(connection, "PRAGMA journal_mode = WAL".to_owned()).await?;
-        let mode = answers.first().and_then(|answer| answer.rows.first());
-        if mode.map(|row| text::bytes(row, 0)).transpose()?.flatten() != Some(b"wal") {
-            return Err(StoreError::new(StoreErrorKind::Unsupported, "journal mode is not WAL"));
-        }
+        switch_to_wal(connection).await?;
         let mut tx = connection.begin_with("BEGIN IMMEDIATE").await.map_err(store_error)?;
         let version = self.version(&mut tx).await?;
         let ddl = self.sql_from(version)?;
@@ -91,37 +96,15 @@ impl SqliteSchema {
     /// [`StoreErrorKind::Schema`] when they are missing, older or newer than supported, or not
     /// ours.
     pub async fn check(&self, connection: &mut SqliteConnection) -> Result<(), StoreError> {
-        let t = &self.tables;
-        let packet = format!(
-            "SELECT schema_version, server FROM {meta};\
-             SELECT COUNT(*) FROM {lane} WHERE lane = 0;\
-             SELECT id, message_id, topic, message_key, partition_no, created_at, attempts, \
-               available_at, held_at, last_error, revision, retried, headers, payload \
-               FROM {outbox} INDEXED BY {held_message} WHERE held_at IS NOT NULL LIMIT 0;\
-             SELECT id FROM {outbox} INDEXED BY {held_key} WHERE held_at IS NOT NULL LIMIT 0;\
-             SELECT worker, healthy, seen_at, ttl FROM {worker} LIMIT 0;\
-             SELECT id, outbox_id, message_id, died_at FROM {dead} LIMIT 0;\
-             SELECT id, outbox_id, message_id, delivered_at FROM {delivered} LIMIT 0;\
-             SELECT consumer, message_id, accepted_at FROM {inbox} LIMIT 0",
-            meta = t.meta,
-            lane = t.lane,
-            outbox = t.outbox,
-            held_message = t.held_message,
-            held_key = t.held_key,
-            worker = t.worker,
-            dead = t.dead,
-            delivered = t.delivered,
-            inbox = t.inbox,
-        );
+        let lane = ddl::lane_row(&self.tables);
+        let ours = ddl::ours(&self.tables).join(";");
+        let meta = &self.tables.meta;
+        let packet = format!("SELECT schema_version, server FROM {meta};{lane};{ours}");
         let mut answers = run(connection, packet).await?.into_iter();
         let meta = text::take(&mut answers)?;
         let lanes = text::take(&mut answers)?;
-        match (meta.rows.first(), lanes.rows.first()) {
-            (Some(meta), Some(lanes))
-                if text::fit::<u32>(meta, 0)? == VERSION && text::number(lanes, 0)? == 1 =>
-            {
-                Ok(())
-            }
+        match meta.rows.first() {
+            Some(meta) if text::fit::<u32>(meta, 0)? == VERSION && lanes.rows.len() == 1 => Ok(()),
             _ => Err(StoreErrorKind::Schema.into()),
         }
     }
@@ -141,6 +124,28 @@ impl SqliteSchema {
             Some(row) => text::fit(row, 0),
             None => Ok(0),
         }
+    }
+}
+
+/// For the switch SQLite does not wait for another writer, so this does, within the busy timeout of
+/// the connection.
+async fn switch_to_wal(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let answers = run(connection, "PRAGMA busy_timeout".to_owned()).await?;
+    let timeout = answers.first().and_then(|answer| answer.rows.first());
+    let timeout = timeout.map_or(Ok(0), |row| text::number(row, 0))?;
+    let until = Instant::now() + Duration::from_millis(timeout);
+    let answers = loop {
+        match run(connection, "PRAGMA journal_mode = WAL".to_owned()).await {
+            Err(error) if error.kind() == StoreErrorKind::Conflict && Instant::now() < until => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            answers => break answers?,
+        }
+    };
+    let mode = answers.first().and_then(|answer| answer.rows.first());
+    match mode.map(|row| text::bytes(row, 0)).transpose()?.flatten() {
+        Some(b"wal") => Ok(()),
+        _ => Err(StoreError::new(StoreErrorKind::Unsupported, "journal mode is not WAL")),
     }
 }
 

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use outbox_core::Store;
 use outbox_core::store::{
     Backlog, Claim, ClaimReply, KeepLeases, Purge, Release, Settle, Settled, Standing, StoreError,
-    StoreProfile,
+    StoreErrorKind, StoreProfile,
 };
 use sqlx::sqlite::SqliteConnectOptions;
 
@@ -58,9 +58,13 @@ impl SqliteStore {
     ///
     /// # Errors
     ///
-    /// As [`Store::open`]; [`Unsupported`](outbox_core::store::StoreErrorKind::Unsupported) when
-    /// `url` is not one of SQLite.
+    /// As [`Store::open`]; [`StoreErrorKind::Unsupported`] when `url` is malformed, or does not
+    /// begin with `sqlite:`.
     pub async fn connect(url: &str, schema: &SqliteSchema) -> Result<Self, StoreError> {
+        // sqlx takes any text: what is no URL of SQLite would be the name of a file.
+        if !url.starts_with("sqlite:") {
+            return Err(StoreError::new(StoreErrorKind::Unsupported, "URL is not one of SQLite"));
+        }
         let options = url.parse().map_err(crate::error::store_error)?;
         let store = Self::from_options(options, schema);
         store.open().await?;
@@ -68,7 +72,8 @@ impl SqliteStore {
     }
 
     /// A store that connects with `options` when it is first used. Busy timeout and `synchronous`
-    /// are the relay's own, and no file is created.
+    /// are the relay's own; the file is opened for writing, and none is created, whatever the
+    /// options say.
     pub fn from_options(options: SqliteConnectOptions, schema: &SqliteSchema) -> Self {
         let options = session::options(options);
         Self(Arc::new(Inner {
@@ -131,9 +136,11 @@ impl Store for SqliteStore {
     async fn open(&self) -> Result<StoreProfile, StoreError> {
         let mut unit = self.0.rest.begin().await?;
         self.0.schema.check(unit.connection()?).await?;
+        let version = session::version(unit.connection()?).await?;
         unit.finish();
         // One writer at a time gives ids out and commits before the next one does.
-        Ok(StoreProfile::new(NonZeroU16::MIN).in_commit_order())
+        let profile = StoreProfile::new(NonZeroU16::MIN).in_commit_order();
+        Ok(session::warning(&version).into_iter().fold(profile, StoreProfile::with_warning))
     }
 
     async fn keep_leases(&self, request: KeepLeases<'_>) -> Result<Standing, StoreError> {

@@ -40,6 +40,10 @@ const SIZES: [usize; 5] = [256, 64, 16, 4, 1];
 ///
 /// Every call asks SQLite whether a transaction is open; values are bound, so that no payload
 /// appears in a statement's text, which sqlx logs. The savepoint name `outbox_add` is taken.
+///
+/// Where a transaction of sqlx is open and `add` finds
+/// [none](outbox_core::AddErrorKind::NoTransaction), SQLite has rolled it back by itself: see
+/// [what to do then](crate#what-sqlite-rolls-back-by-itself).
 #[derive(Debug, Clone)]
 pub struct SqliteWriter {
     tables: Tables,

@@ -3,7 +3,35 @@
 use crate::tables::Tables;
 use crate::text::NOW;
 
-/// Version 1. Safe to run again.
+/// The row of the one lane, read with columns that only our table has together.
+pub(super) fn lane_row(tables: &Tables) -> String {
+    format!("SELECT lane, owner, epoch, expires_at, ttl FROM {} WHERE lane = 0", tables.lane)
+}
+
+/// A look at each of the other tables that finds no row, and that SQLite refuses where the table, a
+/// column or an index that we name in statements is missing.
+pub(super) fn ours(tables: &Tables) -> [String; 6] {
+    let crate::tables::Names {
+        outbox, worker, held_message, held_key, dead, delivered, inbox, ..
+    } = &**tables;
+    [
+        format!(
+            "SELECT id, message_id, topic, message_key, partition_no, created_at, attempts, \
+             available_at,\n      held_at, last_error, revision, retried, headers, payload\n    \
+             FROM {outbox} INDEXED BY {held_message} WHERE held_at IS NOT NULL LIMIT 0"
+        ),
+        format!("SELECT id FROM {outbox} INDEXED BY {held_key} WHERE held_at IS NOT NULL LIMIT 0"),
+        format!("SELECT worker, healthy, seen_at, ttl FROM {worker} LIMIT 0"),
+        format!("SELECT id, outbox_id, message_id, died_at FROM {dead} LIMIT 0"),
+        format!("SELECT id, outbox_id, message_id, delivered_at FROM {delivered} LIMIT 0"),
+        format!(
+            "SELECT consumer, message_id, accepted_at\n    \
+             FROM {inbox} INDEXED BY {inbox}_accepted LIMIT 0"
+        ),
+    ]
+}
+
+/// Version 1. Safe to run again, also after some of its statements failed.
 pub(super) fn version_1(tables: &Tables) -> String {
     let crate::tables::Names {
         prefix,
@@ -17,6 +45,8 @@ pub(super) fn version_1(tables: &Tables) -> String {
         delivered,
         inbox,
     } = &**tables;
+    let lane_row = lane_row(tables);
+    let ours = ours(tables).map(|look| format!("\n  AND NOT EXISTS (\n    {look})")).concat();
     format!(
         "\
 -- Messages that wait. A row is pending while it exists, the relay deletes delivered ones.
@@ -122,14 +152,19 @@ CREATE TABLE IF NOT EXISTS {inbox} (
 
 CREATE INDEX IF NOT EXISTS {inbox}_accepted ON {inbox} (accepted_at);
 
--- The version of these tables, written last, and what tells this database from another one.
+-- The version of these tables, and what tells this database from another one.
 CREATE TABLE IF NOT EXISTS {meta} (
   one INTEGER PRIMARY KEY,
   schema_version INTEGER NOT NULL,
   server INTEGER NOT NULL
 );
 
-INSERT OR IGNORE INTO {meta} (one, schema_version, server) VALUES (1, 1, random());
+-- Last. An error here: one of them is missing, or is a table of somebody else. Give that another
+-- name, or ours a prefix, and run this again.
+INSERT OR IGNORE INTO {meta} (one, schema_version, server)
+SELECT 1, 1, random()
+WHERE EXISTS (
+    {lane_row}){ours};
 "
     )
 }

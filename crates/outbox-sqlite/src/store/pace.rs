@@ -2,7 +2,7 @@
 //!
 //! SQLite has one writer at a time, and a writer that finds another one busy sleeps and asks again.
 //! So the relay writes in short transactions, whatever the disk and the size of the rows, and
-//! leaves at least as much time free between them as they take.
+//! leaves as much time free between them as they take.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +14,9 @@ const LONG: Duration = Duration::from_millis(4);
 
 /// A write that takes less time is followed by larger ones.
 const SHORT: Duration = Duration::from_millis(2);
+
+/// The longest pause: a process that was stopped in the middle of a write has not written for long.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 const FIRST_ROWS: usize = 64;
 const MOST_ROWS: usize = 512;
@@ -45,7 +48,7 @@ impl Pace {
     pub(super) fn wrote(&self, asked: usize, changed: usize, took: Duration) {
         self.with(|state| {
             state.rows = next(state.rows, asked, changed, took);
-            state.free_until = Instant::now() + took;
+            state.free_until = Instant::now() + took.min(LONGEST_PAUSE);
         });
     }
 
@@ -70,6 +73,19 @@ fn next(allowed: usize, asked: usize, changed: usize, took: Duration) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_as_long_as_the_write_but_never_long() {
+        let millis = Duration::from_millis;
+        // The last one was stopped for an hour.
+        for (took, pause) in [(0, 0), (8, 8), (3_600_000, 100)] {
+            let pace = Pace::new();
+            pace.wrote(64, 64, millis(took));
+            let start = Instant::now();
+            pace.pause().await;
+            assert_eq!(start.elapsed(), millis(pause), "{took} ms");
+        }
+    }
 
     #[test]
     fn writes_grow_while_they_are_short_and_shrink_when_they_are_long() {

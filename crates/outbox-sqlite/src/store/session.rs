@@ -21,6 +21,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) fn options(options: SqliteConnectOptions) -> SqliteConnectOptions {
     options
         .create_if_missing(false)
+        .read_only(false)
+        .immutable(false)
         .shared_cache(false)
         .busy_timeout(BUSY_TIMEOUT)
         .synchronous(SqliteSynchronous::Normal)
@@ -53,9 +55,39 @@ fn verify(values: &[&[u8]], busy: &str) -> Result<(), StoreError> {
     }
 }
 
+/// The version of SQLite that runs here.
+pub(super) async fn version(connection: &mut SqliteConnection) -> Result<String, StoreError> {
+    let answers = run(connection, "SELECT sqlite_version()".to_owned()).await?;
+    let version = answers.first().and_then(|answer| answer.rows.first());
+    let version = version.map_or(Ok(None), |row| text::bytes(row, 0))?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(version).into_owned())
+}
+
+/// What there is to say about a version of SQLite: where two connections write and checkpoint at
+/// once, older ones may damage the file (the WAL-reset bug). Two older lines are repaired as well.
+pub(super) fn warning(version: &str) -> Option<String> {
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0_u32);
+    let numbers = (next(), next(), next());
+    let repaired = numbers >= (3, 51, 3) || matches!(numbers, (3, 50, 7..) | (3, 44, 6..));
+    (!repaired).then(|| {
+        format!("SQLite {version} can damage a database in WAL mode, rarely: use 3.51.3 or newer")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sqlite_that_may_damage_a_database_is_known() {
+        for old in ["3.7.0", "3.44.5", "3.46.1", "3.49.2", "3.50.6", "3.51.2", "3.9.10", "", "?"] {
+            assert!(warning(old).is_some_and(|warning| warning.contains(old)), "{old}");
+        }
+        for repaired in ["3.44.6", "3.50.7", "3.51.3", "3.51.10", "3.52.0", "3.100.0", "4.0.0"] {
+            assert_eq!(warning(repaired), None, "{repaired}");
+        }
+    }
 
     #[test]
     fn a_session_is_read_back() {

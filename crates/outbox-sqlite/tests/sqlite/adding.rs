@@ -217,6 +217,15 @@ async fn the_statement_and_its_values_serve_any_driver() -> Result<()> {
     let lab = Lab::new().await?;
     let message = Message::builder("t").key("k").payload("p").header("h", "v").build()?;
     let insert = SqliteInsert::new(&lab.schema, std::slice::from_ref(&message));
+    execute(&insert, &mut lab.connect().await?).await?;
+    assert_eq!(lab.pending().await?, [message]);
+    Ok(())
+}
+
+async fn execute(
+    insert: &SqliteInsert,
+    connection: &mut SqliteConnection,
+) -> Result<(), sqlx::Error> {
     let mut query = sqlx::query(AssertSqlSafe(insert.sql().to_owned()));
     for value in insert.values() {
         query = match value {
@@ -226,7 +235,18 @@ async fn the_statement_and_its_values_serve_any_driver() -> Result<()> {
             SqlValue::Bytes(value) => query.bind(value.clone()),
         };
     }
-    query.execute(&mut lab.connect().await?).await?;
-    assert_eq!(lab.pending().await?, [message]);
+    query.execute(connection).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn a_statement_takes_at_most_5_461_messages() -> Result<()> {
+    let lab = Lab::new().await?;
+    let mut connection = lab.connect().await?;
+    let messages = vec![message("k"); 5_462];
+    let most = SqliteInsert::new(&lab.schema, &messages[1..]);
+    execute(&most, &mut connection).await?;
+    let more = SqliteInsert::new(&lab.schema, &messages);
+    execute(&more, &mut connection).await.expect_err("too many values");
+    assert_eq!(number(&mut connection, "SELECT COUNT(*) FROM outbox").await?, 5_461);
     Ok(())
 }

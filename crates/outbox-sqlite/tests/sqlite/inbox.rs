@@ -6,6 +6,7 @@ use outbox_core::MessageId;
 use outbox_core::store::StoreErrorKind;
 use outbox_sqlite::SqliteInbox;
 
+use super::storing::writers_get_in;
 use super::*;
 
 #[tokio::test]
@@ -66,6 +67,23 @@ async fn accepting_without_an_open_transaction_is_refused() -> Result<()> {
     Ok(())
 }
 
+/// SQLite does not let a reader write once somebody else has, however long it would wait.
+#[tokio::test]
+async fn a_transaction_that_has_read_before_another_wrote_accepts_nothing() -> Result<()> {
+    let lab = Lab::new().await?;
+    let inbox = SqliteInbox::new(&lab.schema, "billing")?;
+    let (mut connection, id) = (lab.connect().await?, MessageId::generate());
+    let mut tx = connection.begin().await?;
+    sqlx::query("SELECT * FROM outbox_inbox").execute(&mut *tx).await?;
+    lab.add(vec![message("a")]).await?;
+    let error = inbox.accept(&mut tx, id).await.expect_err("another one wrote");
+    assert_eq!(error.kind(), StoreErrorKind::Conflict);
+    tx.rollback().await?;
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    assert!(inbox.accept(&mut tx, id).await?);
+    Ok(())
+}
+
 /// Eight consumers of one name get every message at once: each takes effect once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_several_consumers_at_once_one_accepts() -> Result<()> {
@@ -120,5 +138,30 @@ async fn old_records_are_purged_and_young_ones_stay() -> Result<()> {
         again += usize::from(inbox.accept(&mut tx, *id).await?);
     }
     assert_eq!(again, 3, "what was purged is new again");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_get_in_while_many_old_records_are_purged() -> Result<()> {
+    const RECORDS: u32 = 60_000;
+    let lab = Lab::new().await?;
+    let inbox = SqliteInbox::new(&lab.schema, "billing")?;
+    let mut connection = lab.connect().await?;
+    let many = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {RECORDS}) \
+         INSERT INTO outbox_inbox SELECT 'billing', randomblob(16), i FROM n"
+    );
+    run(&mut connection, many).await?;
+    let half_an_hour = Duration::from_secs(1800);
+    assert_eq!(inbox.purge(&mut connection, half_an_hour, 700).await?, 700, "the limit");
+    let purge = tokio::spawn(async move {
+        let purged = inbox.purge(&mut connection, half_an_hour, u32::MAX).await?;
+        Ok::<_, anyhow::Error>((
+            purged,
+            number(&mut connection, "SELECT COUNT(*) FROM outbox_inbox").await?,
+        ))
+    });
+    writers_get_in(&lab, || purge.is_finished()).await?;
+    assert_eq!(purge.await??, (u64::from(RECORDS) - 700, 0));
     Ok(())
 }

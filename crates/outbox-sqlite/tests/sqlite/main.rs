@@ -1,9 +1,11 @@
 //! The SQLite writer and store on a file in a folder of each test's own.
 
 mod adding;
+mod broken;
 mod cancellation;
 mod conformance;
 mod inbox;
+mod opening;
 mod properties;
 mod storing;
 
