@@ -12,6 +12,7 @@ use outbox_core::broker::{
     Broker, BrokerProfile, Outcomes, Outgoing, PublishError, PublishErrorKind,
 };
 use outbox_kafka::KafkaBroker;
+use sqlx::MySqlConnection;
 use tokio::sync::watch;
 
 use super::drain::{self, PARTITIONS, USUAL};
@@ -244,11 +245,15 @@ async fn together(
         state.send_replace(State::Back);
         reached(count / 5).await?;
     }
+    let mut connection = site.connect().await?;
+    const MOVED: &str = "lanes have moved: this is not what so many relays do together";
+    ensure!(are_shared(&mut connection, number).await?, MOVED);
     let (began, cpu, before) = (Instant::now(), lab.cpu(engine).await?, all());
     ensure!(before < count / 10 * 8, "hardly anything is left to be drained together");
     reached(count).await?;
     let time = began.elapsed();
     measured.used += lab.cpu(engine).await? - cpu;
+    ensure!(are_shared(&mut connection, number).await?, MOVED);
     measured.messages += count - before;
     measured.runs.push(per_second(count - before, time));
     for relay in relays {
@@ -280,16 +285,19 @@ async fn overlapped(
 async fn share_lanes(site: &Site, number: usize) -> Result<()> {
     let mut connection = site.connect().await?;
     let began = Instant::now();
-    loop {
-        let query = "SELECT COUNT(DISTINCT owner) * 1000 + COUNT(owner) FROM outbox_lane";
-        let owned: usize = crate::site::first(&mut connection, query).await?.parse()?;
-        let query = "SELECT COALESCE(MAX(n) - MIN(n), -1) FROM (SELECT COUNT(*) n FROM outbox_lane \
-                     WHERE owner IS NOT NULL GROUP BY owner) o";
-        let uneven: String = crate::site::first(&mut connection, query).await?;
-        if owned == number * 1_000 + 16 && uneven == "0" {
-            return Ok(());
-        }
+    while !are_shared(&mut connection, number).await? {
         ensure!(began.elapsed() < Duration::from_secs(60), "the lanes are not shared evenly");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    Ok(())
+}
+
+/// Whether so many relays have all lanes, each as many.
+async fn are_shared(connection: &mut MySqlConnection, number: usize) -> Result<bool> {
+    let query = "SELECT COUNT(DISTINCT owner) * 1000 + COUNT(owner) FROM outbox_lane";
+    let owned: usize = crate::site::first(connection, query).await?.parse()?;
+    let query = "SELECT COALESCE(MAX(n) - MIN(n), -1) FROM (SELECT COUNT(*) n FROM outbox_lane \
+                 WHERE owner IS NOT NULL GROUP BY owner) o";
+    let uneven: String = crate::site::first(connection, query).await?;
+    Ok(owned == number * 1_000 + 16 && uneven == "0")
 }

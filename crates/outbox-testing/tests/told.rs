@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use outbox_core::broker::PublishErrorKind;
+use outbox_core::broker::{BrokerProfile, PublishErrorKind};
 use outbox_core::metrics::MetricsObserver;
 use outbox_core::observe::{Event, Observer};
 use outbox_core::status::Health;
 use outbox_core::store::StoreErrorKind;
 use outbox_core::{Dispatcher, DispatcherBuilder, Message, Store};
-use outbox_testing::{FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
+use outbox_testing::{Fault, FaultyStore, MemoryBroker, MemoryStore, StoreFault, StoreMethod};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
@@ -244,10 +244,65 @@ mod failing_claims {
     }
 }
 
+/// How a broker is down.
+#[derive(Debug, Clone, Copy)]
+enum Down {
+    /// It answers nothing and no check.
+    Whole,
+    /// It refuses all messages, and answers checks.
+    Refusing,
+    /// It leaves all messages without an answer, and answers checks.
+    Silent,
+}
+
+/// Workers that hand their lanes to each other in an outage that all share read everything anew after
+/// it, and one of them has all lanes then.
+#[tokio::test(start_paused = true)]
+async fn an_outage_that_all_workers_share_moves_no_lanes() {
+    for down in [Down::Whole, Down::Refusing, Down::Silent] {
+        let profile = BrokerProfile::new(1_000_000, MINUTE / 3);
+        let broker = MemoryBroker::new().with_profile(profile);
+        let (store, events) = (MemoryStore::new(), Events::default());
+        let mut running = Vec::new();
+        for _ in 0..4 {
+            let dispatcher = builder(store.clone(), &broker).observer(events.clone());
+            running.push(tokio::spawn(dispatcher.build().unwrap().run(std::future::pending())));
+            sleep(Duration::from_secs(3)).await;
+        }
+        let moved = || events.count(|event| matches!(event, Event::LanesReleased { .. }));
+        let commits = async |seconds: u64| {
+            for _ in 0..seconds {
+                for key in 0..50 {
+                    commit(&store, &key.to_string()).await;
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        commits(60).await;
+        let before = moved();
+        {
+            let _outage = matches!(down, Down::Whole).then(|| broker.outage());
+            match down {
+                Down::Whole => {}
+                Down::Refusing => broker.fail_when(|_| true, PublishErrorKind::Unavailable),
+                Down::Silent => broker.fail_when(|_| true, Fault::Silence),
+            }
+            commits(300).await;
+        }
+        assert_eq!(moved() - before, 0, "{down:?}");
+        broker.heal();
+        sleep(MINUTE).await;
+        // After a silence who still waits for the end of it leaves its lanes to who does not.
+        assert!(moved() == before || matches!(down, Down::Silent), "{down:?}");
+        sleep(MINUTE).await;
+        assert_eq!(store.pending().len(), 0, "{down:?}");
+        running.iter().for_each(|running| running.abort());
+    }
+}
+
 /// The check of a broker that takes long.
 mod slow_checks {
-    use outbox_core::broker::{Broker, BrokerProfile, Outcomes, Outgoing, PublishError};
-    use outbox_testing::Fault;
+    use outbox_core::broker::{Broker, Outcomes, Outgoing, PublishError};
 
     use super::*;
 

@@ -8,6 +8,9 @@ use crate::delivery::{Lane, Lease, WorkerId};
 use crate::seeded::seeded;
 use crate::store::{LaneRecord, Standing, TakeOver, WorkerRecord};
 
+/// What a worker is for one part in so many of a lease, in trouble or not, it goes on to be.
+const STEADY: u32 = 9;
+
 #[derive(Debug, Clone)]
 pub(super) struct Leases {
     me: WorkerId,
@@ -17,6 +20,10 @@ pub(super) struct Leases {
     /// only once a renewal was answered.
     adopted: Vec<Lease>,
     observed: BTreeMap<Lane, Observed>,
+    /// Since when we make no progress.
+    sick: Option<Time>,
+    /// Since when other workers are seen to make progress.
+    well: BTreeMap<WorkerId, Time>,
     standing: Standing,
 }
 
@@ -54,6 +61,8 @@ impl Leases {
             held: BTreeMap::new(),
             adopted: Vec::new(),
             observed: BTreeMap::new(),
+            sick: None,
+            well: BTreeMap::new(),
             standing: Standing::default(),
         }
     }
@@ -178,6 +187,9 @@ impl Leases {
             }
         }
         self.standing = standing;
+        let peers = self.standing.workers.iter().filter(|worker| self.is_peer(worker));
+        let since = |worker: WorkerId| self.well.get(&worker).copied().unwrap_or(now);
+        self.well = peers.map(|peer| (peer.worker, since(peer.worker))).collect();
         changes
     }
 
@@ -200,28 +212,30 @@ impl Leases {
         if self.somebody_is_below(floor) { floor } else { lanes.div_ceil(workers) }
     }
 
-    /// Begins to hand lanes over: all of them when we make no progress and a healthy worker lives,
-    /// else those above our share, and one above the floor while a healthy worker is below it and
-    /// has no free lane to take.
+    /// Begins to hand lanes over: all of them when we make no progress and another worker does, each
+    /// for some time, else those above our share, and one above the floor while a healthy worker is
+    /// below it and has no free lane to take.
     pub(super) fn hand_over(&mut self, now: Time, healthy: bool) {
+        self.sick = if healthy { None } else { self.sick.or(Some(now)) };
+        let gives_up = self.sick.is_some_and(|since| self.is_steady(since, now));
         let lanes = self.standing.lanes.len();
-        let others = self.live_healthy(false);
+        let others = if gives_up { self.steady_peers(now) } else { self.live_healthy(false) };
         if others == 0 || lanes == 0 {
             return;
         }
-        let keep = if healthy {
+        let keep = if gives_up {
+            0
+        } else {
             let free = self.standing.lanes.iter().any(|record| record.owner.is_none());
             let draining = self.held.values().any(|held| held.draining.is_some());
             if free || draining { lanes.div_ceil(others + 1) } else { self.share() }
-        } else {
-            0
         };
         let mut kept: Vec<Lane> =
             self.iter().filter(|(_, held)| held.draining.is_none()).map(|(lane, _)| lane).collect();
         // Towards the floor one lane at a time, so that workers do not give away too many at once.
         let excess = kept.len().saturating_sub(keep);
         let excess = if kept.len() <= lanes.div_ceil(others + 1) { excess.min(1) } else { excess };
-        let excess = if healthy { excess } else { kept.len() };
+        let excess = if gives_up { kept.len() } else { excess };
         for lane in kept.split_off(kept.len() - excess) {
             if let Some(held) = self.held.get_mut(&lane) {
                 held.draining = Some(now);
@@ -242,6 +256,16 @@ impl Leases {
                 *lane
             })
             .collect()
+    }
+
+    /// In an outage one worker notices its begin last, and one its end first. They are in the same
+    /// trouble as all others, and must not get the lanes of all.
+    fn is_steady(&self, since: Time, now: Time) -> bool {
+        now.saturating_sub(since) >= self.ttl / STEADY
+    }
+
+    fn steady_peers(&self, now: Time) -> usize {
+        self.well.values().filter(|since| self.is_steady(**since, now)).count()
     }
 
     /// Whether somebody else could do our work.
@@ -423,6 +447,29 @@ mod tests {
             sick.keep(&mut table, Duration::from_secs(second), false);
         }
         assert_eq!((sick.leases.len(), well.leases.len()), (0, 4));
+    }
+
+    #[test]
+    fn who_notices_an_outage_last_or_its_end_first_gets_no_lanes_for_that() {
+        let mut table = LeaseTable::new(NonZeroU16::new(16).unwrap());
+        let mut workers: Vec<Worker> = (1..=4).map(Worker::new).collect();
+        run(&mut table, &mut workers, 0, 30);
+        let before: usize = workers.iter().map(|worker| worker.hand_overs).sum();
+        let mut keep = |first: bool, rest: bool, from: u64, to: u64| {
+            for tenth in from..to {
+                for (number, worker) in workers.iter_mut().enumerate() {
+                    let healthy = if number == 0 { first } else { rest };
+                    worker.keep(&mut table, Duration::from_millis(tenth * 100), healthy);
+                }
+            }
+            workers.iter().map(|worker| worker.hand_overs).sum::<usize>() - before
+        };
+        assert_eq!(keep(true, false, 300, 306), 0, "one has not noticed it yet");
+        assert_eq!(keep(false, false, 306, 500), 0, "nobody is better off");
+        assert_eq!(keep(true, false, 500, 506), 0, "one is, for less than a ninth of a lease");
+        assert_eq!(keep(true, true, 506, 600), 0);
+        assert_eq!(keep(true, false, 600, 606), 0, "the others have not been without for long");
+        assert_eq!(keep(true, false, 606, 608), 12);
     }
 
     #[test]
