@@ -81,7 +81,8 @@ impl KafkaBroker {
     }
 
     /// Hands over the messages of a batch in order, without a pause unless the queue is full. What
-    /// librdkafka has taken it holds in a copy of its own: ours is dropped. Gives those for partitions that it does not know.
+    /// librdkafka has taken it holds in a copy of its own: ours is dropped. Gives those for partitions
+    /// that it does not know.
     async fn hand_over(
         &self,
         messages: Vec<Outgoing>,
@@ -139,7 +140,10 @@ impl KafkaBroker {
                         return strangers;
                     }
                     _ => {
-                        self.partitions.not_sent(message, route, now);
+                        // What the client does not know, another probe would not find either.
+                        if code != RDKafkaErrorCode::UnknownPartition {
+                            self.partitions.not_sent(message, route, now);
+                        }
                         stopped.at(message, code);
                         match (code, partition) {
                             (RDKafkaErrorCode::UnknownPartition, Some(partition))
@@ -159,21 +163,25 @@ impl KafkaBroker {
         strangers
     }
 
-    /// Answers for messages to partitions that librdkafka does not know. It may only not have heard of
+    /// Answers for messages to partitions that this client does not know. It may only not have heard of
     /// them: it asks every five minutes. Then the message is not at fault, and has been asked for now.
-    fn ask_about(&self, strangers: Vec<Stranger>, outcomes: &Outcomes) {
+    fn ask_about(&self, strangers: Vec<Stranger>, slot: &Slot, outcomes: &Outcomes) {
+        if strangers.is_empty() {
+            return;
+        }
         let code = RDKafkaErrorCode::UnknownPartition;
-        let (Some(_), Ok(producer)) = (strangers.first(), self.together.producer()) else {
+        let Ok(producer) = slot.producer() else {
             let indexes = strangers.iter().map(|stranger| stranger.index);
             return indexes.for_each(|i| fail(outcomes, i, PublishErrorKind::NotSent, code));
         };
-        let timeout = CHECK_TIMEOUT.min(self.timing.message);
+        let end = Instant::now() + CHECK_TIMEOUT.min(self.timing.message);
         let outcomes = outcomes.clone();
         tokio::task::spawn_blocking(move || {
             let mut counts = HashMap::new();
             for Stranger { topic, partition, index, ticket } in strangers {
                 let count = *counts.entry(topic).or_insert_with_key(|topic| {
-                    let fetched = producer.client().fetch_metadata(Some(topic), timeout);
+                    let left = end.saturating_duration_since(Instant::now());
+                    let fetched = producer.client().fetch_metadata(Some(topic), left);
                     let found = fetched.iter().flat_map(Metadata::topics).next();
                     found.map_or(0, |topic| topic.partitions().len())
                 });
@@ -298,7 +306,7 @@ impl Broker for KafkaBroker {
         self.count_partitions();
         let batch = Batch::together(outcomes);
         let strangers = self.hand_over(messages, &batch, outcomes).await;
-        self.ask_about(strangers, outcomes);
+        self.ask_about(strangers, self.slot(count), outcomes);
         loop {
             let settled = batch.is_settled();
             let suspects = batch.take_suspects();

@@ -24,6 +24,7 @@ pub(crate) struct Context {
     secrets: Secrets,
     partitions: Arc<Partitions>,
     acknowledged: AtomicBool,
+    outdated: AtomicBool,
     /// The errors that were told lately, and when.
     told: Mutex<Vec<(RDKafkaErrorCode, Instant)>>,
 }
@@ -41,7 +42,15 @@ const NEVER_ANSWERED: i64 = RD_KAFKA_OFFSET_INVALID as i64;
 impl Context {
     pub(crate) fn new(secrets: Secrets, partitions: Arc<Partitions>) -> Self {
         let acknowledged = AtomicBool::new(false);
-        Self { secrets, partitions, acknowledged, told: Mutex::default() }
+        let outdated = AtomicBool::new(false);
+        Self { secrets, partitions, acknowledged, outdated, told: Mutex::default() }
+    }
+
+    /// Whether a broker refused the epoch of this producer. librdkafka raises it with each refusal of a
+    /// message, and after 32,768 times begins anew with 0 under the same id: the broker takes nothing
+    /// then, or takes new messages for repetitions of old ones.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
     }
 
     /// Whether the broker acknowledged anything to this producer.
@@ -117,7 +126,12 @@ impl ProducerContext for Context {
                 let (topic, partition) = (message.topic(), message.partition());
                 if code == RDKafkaErrorCode::MessageTimedOut {
                     shielded(|| self.partitions.timed_out(topic, partition, Instant::now()));
-                } else if verdict::of_report(code) == Verdict::Suspect {
+                }
+                if code == RDKafkaErrorCode::InvalidProducerEpoch {
+                    self.outdated.store(true, Ordering::Relaxed);
+                }
+                ticket.report(Err((code, message)));
+                if verdict::of_report(code) == Verdict::Suspect {
                     // It was refused, and by the leader: the partition has one.
                     shielded(|| {
                         self.partitions.answered(topic, partition);
@@ -131,13 +145,13 @@ impl ProducerContext for Context {
                         }
                     });
                 }
-                ticket.report(Err((code, message)));
             }
         }
     }
 }
 
-/// A message whose retry the broker recognised as a repetition is acknowledged without an offset.
+/// A message whose retry the broker recognised as a repetition is acknowledged without an offset. (Were
+/// several recognised at once, librdkafka counts on from there: those offsets are wrong.)
 fn receipt(partition: i32, offset: i64) -> Receipt {
     Receipt::new((partition >= 0).then_some(partition), (offset >= 0).then_some(offset))
 }

@@ -91,11 +91,14 @@ impl Slot {
     /// Gives the producer up if its polling thread does not come round any more.
     pub(crate) fn retire_if_dead(&self) {
         let mut state = self.lock();
-        if state.client.as_ref().is_some_and(Client::seems_dead) {
-            tracing::error!("the polling thread of the kafka producer is stuck; abandoning it");
-            state.client.as_ref().into_iter().for_each(Client::purge);
-            state.retire();
+        if !state.client.as_ref().is_some_and(Client::seems_dead) {
+            return;
         }
+        state.client.as_ref().into_iter().for_each(Client::purge);
+        state.retire();
+        drop(state);
+        // Last: what the thread is stuck in may be the log.
+        tracing::error!("the polling thread of the kafka producer is stuck; it was abandoned");
     }
 
     /// Waits until nothing is queued or in flight, at most `within`; then purges the rest and
@@ -223,8 +226,8 @@ impl Client {
         let mut gone = self.life.gone.subscribe();
         self.life.stopping.store(true, Ordering::Release);
         if tokio::time::timeout(END, gone.wait_for(|gone| *gone)).await.is_err() {
-            tracing::warn!("the kafka producer has not ended yet; it goes on ending by itself");
             self.purge();
+            tracing::warn!("the kafka producer has not ended yet; it goes on ending by itself");
         }
     }
 
@@ -252,6 +255,10 @@ impl Life {
             self.poll(&producer, POLL);
             self.acknowledged.store(context.has_acknowledged(), Ordering::Relaxed);
             fatal = producer.client().fatal_error();
+            if context.is_outdated() {
+                let code = RDKafkaErrorCode::InvalidProducerEpoch;
+                fatal = fatal.or_else(|| Some((code, String::new())));
+            }
         }
         self.fatal.store(fatal.is_some(), Ordering::Release);
         self.lock().take();

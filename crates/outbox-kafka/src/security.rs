@@ -49,9 +49,14 @@ impl Security {
             "security.protocol" => self.tls || self.sasl,
             // Two names of one property.
             "sasl.mechanism" | "sasl.mechanisms" => self.sasl,
-            _ => self.tls && key.starts_with("ssl.ca."),
+            _ if self.has("ssl.certificate.pem") && is_of_client(key) => true,
+            _ => (self.tls || self.has("ssl.ca.pem")) && key.starts_with("ssl.ca."),
         };
-        is_ours || self.properties.iter().any(|(name, _)| *name == key)
+        is_ours || self.has(key)
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.properties.iter().any(|(name, _)| *name == key)
     }
 
     /// The properties of librdkafka.
@@ -65,6 +70,11 @@ impl Security {
         std::iter::once(("security.protocol", protocol))
             .chain(self.properties.iter().map(|(key, value)| (*key, value.as_str())))
     }
+}
+
+/// Whether a property is about who the client is.
+fn is_of_client(key: &str) -> bool {
+    ["ssl.certificate.", "ssl.key.", "ssl.keystore."].iter().any(|start| key.starts_with(start))
 }
 
 /// TLS, and what librdkafka takes from OpenSSL.
@@ -142,7 +152,11 @@ mod tests {
         for key in ["ssl.ca.location", "ssl.ca.pem", "ssl.ca.certificate.stores"] {
             assert!(tls.decides(key), "{key}");
         }
-        assert!(!tls.decides("ssl.cipher.suites") && !tls.decides("ssl.certificate.pem"));
+        let client = tls.clone().client_pem("certificate", "key");
+        for key in ["ssl.certificate.location", "ssl.key.location", "ssl.keystore.location"] {
+            assert!(client.decides(key) && !tls.decides(key), "{key}");
+        }
+        assert!(!client.decides("ssl.cipher.suites"));
     }
 
     #[test]

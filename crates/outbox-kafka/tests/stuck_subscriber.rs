@@ -1,6 +1,6 @@
 //! A polling thread that never comes back must not hold a publish for ever.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,18 @@ use outbox_core::broker::{Broker, Outcomes, Outgoing, PublishErrorKind};
 use outbox_core::{Delivery, Lane, Message, Position};
 use outbox_kafka::KafkaBroker;
 use outbox_kafka::rdkafka::consumer::{BaseConsumer, Consumer as _};
+use outbox_kafka::rdkafka::error::KafkaError;
 use outbox_kafka::rdkafka::message::Message as _;
 use outbox_kafka::rdkafka::mocking::MockCluster;
 use outbox_kafka::rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-static STUCK: AtomicBool = AtomicBool::new(false);
+/// How many polling threads are to be stuck: there are two, for small and for large publishes.
+static STUCK: AtomicUsize = AtomicUsize::new(0);
+const BOTH: usize = 2;
 
-/// Blocks the polling thread for ever once `STUCK` is set, the first time it says something.
+/// Blocks so many polling threads for ever as `STUCK` says, when they say something.
 struct Blocks(Mutex<()>, Condvar);
 
 impl Subscriber for Blocks {
@@ -30,7 +33,8 @@ impl Subscriber for Blocks {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
     fn event(&self, _: &Event<'_>) {
         let polling = std::thread::current().name() == Some("outbox-kafka");
-        if polling && STUCK.swap(false, Ordering::SeqCst) {
+        let less = |left: usize| left.checked_sub(1);
+        if polling && STUCK.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok() {
             let mut guard = self.0.lock().expect("nobody panics with it");
             loop {
                 guard = self.1.wait(guard).expect("nobody panics with it");
@@ -47,6 +51,14 @@ async fn a_stuck_polling_thread() {
     tracing::subscriber::set_global_default(Blocks(Mutex::new(()), Condvar::new())).unwrap();
     ends_as_unknown_and_is_replaced().await;
     sends_nothing_once_it_was_closed().await;
+}
+
+async fn both_are_stuck() {
+    let started = Instant::now();
+    while STUCK.load(Ordering::SeqCst) > 0 {
+        assert!(started.elapsed() < Duration::from_secs(20), "a polling thread says nothing");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn ends_as_unknown_and_is_replaced() {
@@ -67,8 +79,9 @@ async fn ends_as_unknown_and_is_replaced() {
     let delivered = |outcome| matches!(outcome, outbox_core::broker::Outcome::Delivered(_));
     assert!(delivered(publish().await));
 
-    STUCK.store(true, Ordering::SeqCst);
+    STUCK.store(BOTH, Ordering::SeqCst);
     cluster.broker_down(1).expect("broker 1");
+    both_are_stuck().await;
     let started = Instant::now();
     let outcome = publish().await;
     assert!(started.elapsed() <= broker.profile().undecided, "{:?}", started.elapsed());
@@ -99,11 +112,9 @@ async fn sends_nothing_once_it_was_closed() {
         broker.publish(vec![Outgoing::new(delivery, not_after)], &outcomes).await;
     };
     publish("before").await;
-    STUCK.store(true, Ordering::SeqCst);
+    STUCK.store(BOTH, Ordering::SeqCst);
     cluster.broker_down(1).expect("broker 1");
-    while STUCK.load(Ordering::SeqCst) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    both_are_stuck().await;
     // Nobody waits for the answer any more.
     let given_up = tokio::time::timeout(Duration::from_millis(100), publish("late")).await;
     assert!(given_up.is_err(), "a broker that is down does not answer");
@@ -121,9 +132,15 @@ async fn sends_nothing_once_it_was_closed() {
     assignment.add_partition_offset("orders", 0, Offset::Beginning).expect("offset");
     consumer.assign(&assignment).expect("assignment");
     let mut log = Vec::new();
-    // An error is the end of the partition.
-    while let Some(Ok(message)) = consumer.poll(Duration::from_secs(10)) {
-        log.push(String::from_utf8_lossy(message.payload().unwrap_or_default()).into_owned());
+    loop {
+        match consumer.poll(Duration::from_secs(10)).expect("the log has an end") {
+            Ok(message) => {
+                let payload = message.payload().unwrap_or_default();
+                log.push(String::from_utf8_lossy(payload).into_owned());
+            }
+            Err(KafkaError::PartitionEOF(_)) => break,
+            Err(_) => {}
+        }
     }
     assert_eq!(log, ["before"]);
 }

@@ -28,6 +28,7 @@ const MESSAGE_SIZE_TOO_LARGE: i32 = 10;
 const MESSAGE_BATCH_TOO_LARGE: i32 = 18;
 const INVALID_RECORD: i32 = 87;
 const OUT_OF_ORDER_SEQUENCE_NUMBER: i32 = 45;
+const INVALID_PRODUCER_EPOCH: i32 = 47;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_class_of_refusal_is_told_apart() {
@@ -60,6 +61,7 @@ async fn each_class_of_refusal_is_told_apart() {
 /// well, and reports messages as delivered that were refused.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_message_is_not_delivered_because_a_later_one_of_its_partition_was() {
+    let mut doubted = 0;
     for code in [UNKNOWN_TOPIC_OR_PARTITION, NOT_LEADER_FOR_PARTITION, NOT_ENOUGH_REPLICAS] {
         let cluster = Cluster::new(1);
         let broker = cluster.builder().property("batch.num.messages", "1").build().unwrap();
@@ -75,10 +77,12 @@ async fn a_refused_message_is_not_delivered_because_a_later_one_of_its_partition
                 None => assert!(log.iter().any(|there| there == name), "{code}: {name} in {log:?}"),
                 Some(kind) => assert_eq!(kind, PublishErrorKind::Unknown, "{code}: {name}"),
             }
+            doubted += usize::from(outcome.is_some());
         }
         assert_eq!(kinds(&publish(&broker, [message("a", "a")]).await), [None], "code {code}");
         assert!(cluster.payloads().iter().any(|there| there == "a"), "code {code}");
     }
+    assert!(doubted > 0, "requests did not overlap");
 }
 
 /// As librdkafka does: of a topic that is gone it reports, for all that was queued, that the
@@ -276,6 +280,28 @@ async fn a_fatal_error_replaces_the_producer() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(cluster.payloads(), ["before", "after"]);
+}
+
+/// librdkafka's epoch of a producer begins anew after 32,768 refused messages.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_whose_epoch_is_refused_is_replaced() {
+    let cluster = Cluster::new(1);
+    let broker = cluster.broker();
+    publish(&broker, [message("k", "before")]).await;
+    // Each of the tries that librdkafka makes by itself.
+    inject(&cluster, &[INVALID_PRODUCER_EPOCH]);
+    let outcomes = publish(&broker, [message("k", "ambiguous")]).await;
+    assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Unknown)]);
+    let started = Instant::now();
+    while kind(&publish(&broker, [message("k", "probe")]).await[0])
+        != Some(PublishErrorKind::Unavailable)
+    {
+        assert!(started.elapsed() < Duration::from_secs(5), "the producer is not replaced");
+    }
+    while kind(&publish(&broker, [message("k", "after")]).await[0]).is_some() {
+        assert!(started.elapsed() < Duration::from_secs(10), "no new producer");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
