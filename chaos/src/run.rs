@@ -5,13 +5,19 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use futures_util::future::try_join_all;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
 
 use crate::{
     bug,
@@ -29,6 +35,8 @@ use crate::{
 
 const TICK: Duration = Duration::from_millis(500);
 const PROGRESS: Duration = Duration::from_secs(5);
+/// How long a look may take beside faults.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long everybody may need to work together at first.
 const STARTS: Duration = Duration::from_secs(120);
 /// Writers write on for so long when all faults are healed.
@@ -95,6 +103,42 @@ struct Show {
     began: Instant,
 }
 
+/// Looks all the time for messages that a fault is blamed on: they are delivered in the end, and gone.
+struct Blame {
+    most: Arc<AtomicUsize>,
+    looks: Arc<AtomicUsize>,
+    looking: JoinHandle<()>,
+}
+
+impl Blame {
+    fn start(stage: &Arc<Stage>) -> Self {
+        const COUNT: &str = "SELECT (SELECT COUNT(*) FROM outbox \
+            WHERE attempts > 0 OR held_at IS NOT NULL) + (SELECT COUNT(*) FROM outbox_dead)";
+        let (most, looks) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let looking = tokio::spawn({
+            let (stage, most, looks) = (Arc::clone(stage), Arc::clone(&most), Arc::clone(&looks));
+            async move {
+                loop {
+                    // The database may be down.
+                    if let Ok(Ok(count)) = timeout(LOOK, stage.number(COUNT)).await {
+                        most.fetch_max(count, Ordering::Relaxed);
+                        looks.fetch_add(1, Ordering::Relaxed);
+                    }
+                    sleep(TICK).await;
+                }
+            }
+        });
+        Self { most, looks, looking }
+    }
+
+    /// How many there were at the same time at most.
+    fn end(self) -> Result<usize> {
+        self.looking.abort();
+        ensure!(self.looks.load(Ordering::Relaxed) > 10, "nobody looked for attempts");
+        Ok(self.most.load(Ordering::Relaxed))
+    }
+}
+
 /// A fault that was tried: when it began and was healed, if it happened.
 type Tried = (Kind, Option<(Instant, Instant)>);
 
@@ -108,6 +152,7 @@ impl Show {
         let consumer =
             Consumer::start(stage.inner_client(), stage.ordered.clone(), PARTITIONS, self.began);
         stage.programs().try_for_each(|program| program.start())?;
+        let blame = Blame::start(stage);
         while consumer.read() == 0 {
             ensure!(self.began.elapsed() < STARTS, "nothing was delivered in {STARTS:?}");
             sleep(TICK).await;
@@ -117,9 +162,7 @@ impl Show {
         self.say("writers end");
         try_join_all(stage.writers.iter().map(|writer| writer.terminate())).await?;
         let left = self.drain(&consumer).await?;
-        let blamed = "SELECT (SELECT COUNT(*) FROM outbox WHERE attempts > 0 OR held_at IS NOT NULL) \
-                      + (SELECT COUNT(*) FROM outbox_dead)";
-        let blamed = stage.number(blamed).await?;
+        let blamed = blame.end()?;
         try_join_all(stage.relays.iter().map(|relay| relay.terminate())).await?;
         self.say("checking");
         let beside =

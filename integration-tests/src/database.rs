@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Deref, process::Output, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 
 use crate::{
@@ -16,6 +16,9 @@ pub(crate) const USER: &str = "outbox";
 pub(crate) const PASSWORD: &str = "outbox";
 /// An account without a password, on servers of loopback that only one test uses.
 pub(crate) const OPEN_USER: &str = "open";
+
+/// How long a server may take to say what it is.
+const ANSWERS: Duration = Duration::from_secs(5);
 
 /// Which of the two servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -67,7 +70,9 @@ impl Database {
         let base = base(url)?.to_owned();
         let deadline = tokio::time::Instant::now() + patience;
         loop {
-            match version(url).await {
+            // One that takes connections and says nothing is none.
+            let asked = tokio::time::timeout(ANSWERS, version(url)).await;
+            match asked.unwrap_or_else(|_| Err(anyhow!("it takes connections and says nothing"))) {
                 Ok(version) => return Ok(Self { engine, base, version }),
                 Err(error) if tokio::time::Instant::now() > deadline => {
                     // Without the URL: it holds a password.

@@ -5,9 +5,8 @@ use outbox_testing::simulation::{simulate, trace};
 /// 20,000 seeds within 90 s on two cores.
 #[test]
 fn no_seed_loses_repeats_invents_or_reorders_a_message() {
-    let from: u64 = std::env::var("OUTBOX_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    let count: u64 =
-        std::env::var("OUTBOX_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(20_000);
+    let from = number("OUTBOX_SEED", 0);
+    let count = number("OUTBOX_SEEDS", 20_000);
     let threads = std::thread::available_parallelism().map_or(2, usize::from) as u64;
     let totals = std::thread::scope(|scope| {
         let runs: Vec<_> = (0..threads)
@@ -37,4 +36,15 @@ fn no_seed_loses_repeats_invents_or_reorders_a_message() {
         "{count} seeds: {} committed, {} appearances, {} repeated, {} faults",
         sum.0, sum.1, sum.2, sum.3
     );
+    // What a seed has of each, at least, when there are many: or the seeds show nothing.
+    if count >= 1_000 {
+        let count = usize::try_from(count).unwrap();
+        assert!(sum.0 > 50 * count && sum.2 > count / 10 && sum.3 > 5 * count, "{sum:?}");
+    }
+}
+
+fn number(variable: &str, without: u64) -> u64 {
+    let Ok(text) = std::env::var(variable) else { return without };
+    let number = text.parse().ok().filter(|_| variable == "OUTBOX_SEED" || text != "0");
+    number.unwrap_or_else(|| panic!("{variable}: {text:?} is no number of seeds"))
 }

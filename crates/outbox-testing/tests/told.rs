@@ -256,44 +256,61 @@ enum Down {
 }
 
 /// Workers that hand their lanes to each other in an outage that all share read everything anew after
-/// it, and one of them has all lanes then.
+/// it, and one of them has all lanes then. One of them notices it later, and its end sooner.
 #[tokio::test(start_paused = true)]
 async fn an_outage_that_all_workers_share_moves_no_lanes() {
+    const SKEW: Duration = Duration::from_millis(3_500);
     for down in [Down::Whole, Down::Refusing, Down::Silent] {
         let profile = BrokerProfile::new(1_000_000, MINUTE / 3);
-        let broker = MemoryBroker::new().with_profile(profile);
+        let one = MemoryBroker::new().with_profile(profile);
+        let rest = MemoryBroker::new().with_profile(profile);
         let (store, events) = (MemoryStore::new(), Events::default());
         let mut running = Vec::new();
-        for _ in 0..4 {
-            let dispatcher = builder(store.clone(), &broker).observer(events.clone());
+        for broker in [&rest, &rest, &one, &rest] {
+            let dispatcher = builder(store.clone(), broker).observer(events.clone());
             running.push(tokio::spawn(dispatcher.build().unwrap().run(std::future::pending())));
             sleep(Duration::from_secs(3)).await;
         }
-        let moved = || events.count(|event| matches!(event, Event::LanesReleased { .. }));
-        let commits = async |seconds: u64| {
-            for _ in 0..seconds {
-                for key in 0..50 {
-                    commit(&store, &key.to_string()).await;
+        running.push(tokio::spawn({
+            let store = store.clone();
+            async move {
+                loop {
+                    for key in 0..50 {
+                        commit(&store, &key.to_string()).await;
+                    }
+                    sleep(Duration::from_secs(1)).await;
                 }
-                sleep(Duration::from_secs(1)).await;
+            }
+        }));
+        let fail = |broker: &MemoryBroker| match down {
+            Down::Whole => Some(broker.outage()),
+            Down::Refusing => {
+                broker.fail_when(|_| true, PublishErrorKind::Unavailable);
+                None
+            }
+            Down::Silent => {
+                broker.fail_when(|_| true, Fault::Silence);
+                None
             }
         };
-        commits(60).await;
+        sleep(MINUTE).await;
+        let moved = || events.count(|event| matches!(event, Event::LanesReleased { .. }));
         let before = moved();
-        {
-            let _outage = matches!(down, Down::Whole).then(|| broker.outage());
-            match down {
-                Down::Whole => {}
-                Down::Refusing => broker.fail_when(|_| true, PublishErrorKind::Unavailable),
-                Down::Silent => broker.fail_when(|_| true, Fault::Silence),
-            }
-            commits(300).await;
-        }
+        let outage = fail(&rest);
+        sleep(SKEW).await;
+        let outage_of_one = fail(&one);
+        sleep(MINUTE * 5).await;
         assert_eq!(moved() - before, 0, "{down:?}");
-        broker.heal();
+        drop(outage_of_one);
+        one.heal();
+        sleep(SKEW).await;
+        drop(outage);
+        rest.heal();
         sleep(MINUTE).await;
         // After a silence who still waits for the end of it leaves its lanes to who does not.
         assert!(moved() == before || matches!(down, Down::Silent), "{down:?}");
+        let committed = running.pop();
+        committed.iter().for_each(|committing| committing.abort());
         sleep(MINUTE).await;
         assert_eq!(store.pending().len(), 0, "{down:?}");
         running.iter().for_each(|running| running.abort());

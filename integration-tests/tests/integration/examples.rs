@@ -92,14 +92,13 @@ struct Ended {
 
 /// Runs an example to its end, where that comes by itself.
 async fn ends(name: &str, words: &[&str], variables: &[(&str, &str)]) -> Result<Ended> {
-    let mut command = Command::new(program(name).await?);
+    let mut command = tokio::process::Command::new(program(name).await?);
     for variable in OURS {
         command.env_remove(variable);
     }
-    command.args(words).envs(variables.iter().copied());
-    let ended = tokio::task::spawn_blocking(move || command.output());
-    let ended = tokio::time::timeout(PATIENCE, ended).await;
-    let Output { status, stdout, stderr } = ended.context("it did not end")???;
+    command.args(words).envs(variables.iter().copied()).kill_on_drop(true);
+    let ended = tokio::time::timeout(PATIENCE, command.output()).await;
+    let Output { status, stdout, stderr } = ended.context("it did not end")??;
     let [output, errors] = [String::from_utf8(stdout)?, String::from_utf8(stderr)?];
     Ok(Ended { code: status.code(), output, errors })
 }

@@ -1,9 +1,10 @@
 //! The broker against Apache Kafka: what a simulated cluster does not do as the real one does.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use integration_tests::{
     kafka::{Kafka, KafkaCluster, Nodes},
     names,
@@ -18,6 +19,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
+    error::KafkaError,
     message::{BorrowedMessage, Headers},
 };
 
@@ -89,14 +91,15 @@ pub(crate) async fn read_all<T: Send + 'static>(
             assignment.add_partition_offset(&topic, partition.id(), Offset::Beginning)?;
         }
         consumer.assign(&assignment)?;
-        let (mut records, mut ends) = (Vec::new(), 0);
+        let (mut records, mut ended) = (Vec::new(), HashSet::new());
         let deadline = Instant::now() + Duration::from_secs(30);
-        while ends < partitions.len() {
+        while ended.len() < partitions.len() {
             anyhow::ensure!(Instant::now() < deadline, "{topic} cannot be read to its end");
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(record)) => records.push(take(&record)),
-                Some(Err(_)) => ends += 1,
-                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => _ = ended.insert(partition),
+                // A connection broke: it goes on by itself.
+                Some(Err(_)) | None => {}
             }
         }
         Ok(records)
@@ -159,6 +162,17 @@ async fn an_unknown_topic_waits_until_it_exists_and_troubles_no_other() -> Resul
     Ok(())
 }
 
+/// How many partitions a client that asks now is told of.
+async fn partitions(kafka: &Kafka, topic: &str) -> Result<usize> {
+    let (client, topic) = (kafka.client(), topic.to_owned());
+    let count = move || -> Result<usize> {
+        let consumer: BaseConsumer = client.create()?;
+        let metadata = consumer.fetch_metadata(Some(&topic), Duration::from_secs(10))?;
+        Ok(metadata.topics()[0].partitions().len())
+    };
+    tokio::task::spawn_blocking(count).await?
+}
+
 /// librdkafka asks for the number of partitions every five minutes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_for_a_partition_that_was_just_added_costs_no_attempt() -> Result<()> {
@@ -175,6 +189,9 @@ async fn a_message_for_a_partition_that_was_just_added_costs_no_attempt() -> Res
     let added = admin.create_partitions(&more, &AdminOptions::new()).await?;
     added.into_iter().collect::<Result<Vec<_>, _>>().map_err(|(_, code)| code)?;
     let started = Instant::now();
+    while partitions(kafka, &topic).await? < 5 {
+        ensure!(started.elapsed() < Duration::from_secs(20), "nobody knows of the new ones");
+    }
     loop {
         match publish(&broker, [to(4)]).await[0] {
             None => return Ok(()),

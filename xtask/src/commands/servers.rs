@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Command;
 use crate::cargo::{cargo, run, target};
@@ -42,8 +42,17 @@ fn up(state: &State) -> Result<()> {
     if state.holder().is_none() {
         start(state)?;
     }
+    // Another call may have started it just now.
+    while !is_ready(state)? {
+        ensure!(state.holder().is_some(), "the servers did not start");
+        thread::sleep(POLL);
+    }
     print!("{}", fs::read_to_string(state.variables())?);
     Ok(())
+}
+
+fn is_ready(state: &State) -> Result<bool> {
+    Ok(fs::read_to_string(state.variables())?.contains("# ready"))
 }
 
 /// Starts the holder and waits until it has all servers, showing what it says meanwhile.
@@ -66,7 +75,7 @@ fn start(state: &State) -> Result<()> {
     loop {
         let ended = holder.try_wait()?;
         show(&mut log)?;
-        if fs::read_to_string(state.variables())?.contains("# ready") {
+        if is_ready(state)? {
             return Ok(());
         }
         if let Some(status) = ended {

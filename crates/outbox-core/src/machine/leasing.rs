@@ -11,6 +11,10 @@ use crate::store::{LaneRecord, Standing, TakeOver, WorkerRecord};
 /// What a worker is for one part in so many of a lease, in trouble or not, it goes on to be.
 const STEADY: u32 = 9;
 
+/// What another worker said of itself longer ago than one part in so many of a lease may have been its
+/// last words.
+const CURRENT: u32 = 6;
+
 #[derive(Debug, Clone)]
 pub(super) struct Leases {
     me: WorkerId,
@@ -22,7 +26,7 @@ pub(super) struct Leases {
     observed: BTreeMap<Lane, Observed>,
     /// Since when we make no progress.
     sick: Option<Time>,
-    /// Since when other workers are seen to make progress.
+    /// Since when other workers say that they make progress, those that said so just now.
     well: BTreeMap<WorkerId, Time>,
     standing: Standing,
 }
@@ -187,7 +191,9 @@ impl Leases {
             }
         }
         self.standing = standing;
-        let peers = self.standing.workers.iter().filter(|worker| self.is_peer(worker));
+        let current = |worker: &&WorkerRecord| worker.seen < self.ttl / CURRENT;
+        let peers =
+            self.standing.workers.iter().filter(|worker| self.is_peer(worker)).filter(current);
         let since = |worker: WorkerId| self.well.get(&worker).copied().unwrap_or(now);
         self.well = peers.map(|peer| (peer.worker, since(peer.worker))).collect();
         changes
@@ -217,9 +223,10 @@ impl Leases {
     /// below it and has no free lane to take.
     pub(super) fn hand_over(&mut self, now: Time, healthy: bool) {
         self.sick = if healthy { None } else { self.sick.or(Some(now)) };
-        let gives_up = self.sick.is_some_and(|since| self.is_steady(since, now));
+        let is_sick = self.sick.is_some_and(|since| self.is_steady(since, now));
+        let gives_up = is_sick && self.steady_peers(now) > 0;
         let lanes = self.standing.lanes.len();
-        let others = if gives_up { self.steady_peers(now) } else { self.live_healthy(false) };
+        let others = self.live_healthy(false);
         if others == 0 || lanes == 0 {
             return;
         }
@@ -470,6 +477,18 @@ mod tests {
         assert_eq!(keep(true, true, 506, 600), 0);
         assert_eq!(keep(true, false, 600, 606), 0, "the others have not been without for long");
         assert_eq!(keep(true, false, 606, 608), 12);
+        drop(workers);
+        let mut table = LeaseTable::new(NonZeroU16::new(16).unwrap());
+        let mut workers: Vec<Worker> = (1..=4).map(Worker::new).collect();
+        run(&mut table, &mut workers, 0, 30);
+        workers.pop();
+        for tenth in 310..350 {
+            for worker in &mut workers {
+                worker.keep(&mut table, Duration::from_millis(tenth * 100), false);
+            }
+        }
+        let owned: usize = workers.iter().map(|worker| worker.leases.len()).sum();
+        assert_eq!(owned, 12, "one that died and said last that it was well gets none");
     }
 
     #[test]

@@ -375,7 +375,10 @@ impl Machine {
     /// A message was refused for itself or for its topic.
     fn refused(&mut self, now: Time) {
         self.circuit.inconclusive(now);
-        self.well_for(self.settings.undecided, now);
+        // Not before a worker that is in trouble gives its lanes up: a message may be in doubt for as
+        // long, again and again.
+        let long = self.settings.undecided.max(self.settings.lease * 2 / 3);
+        self.well_for(long, now);
     }
 
     /// Closes the circuit if checks pass and no message was in trouble for so long.

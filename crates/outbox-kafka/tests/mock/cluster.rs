@@ -1,11 +1,13 @@
 //! A simulated cluster, and what its log holds.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outbox_core::broker::{Broker, Outcome, Outcomes, Outgoing, PublishErrorKind};
 use outbox_core::{Delivery, Lane, Message, Position};
 use outbox_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
+use outbox_kafka::rdkafka::error::KafkaError;
 use outbox_kafka::rdkafka::message::{Headers, Message as _};
 use outbox_kafka::rdkafka::mocking::MockCluster;
 use outbox_kafka::rdkafka::producer::DefaultProducerContext;
@@ -59,9 +61,9 @@ impl Cluster {
         }
         consumer.assign(&assignment).expect("assignment");
         let mut records = Vec::new();
-        let mut ends = 0;
+        let mut ended = HashSet::new();
         let deadline = Instant::now() + Duration::from_secs(20);
-        while ends < self.partitions {
+        while ended.len() < self.partitions as usize {
             assert!(Instant::now() < deadline, "the log cannot be read to its end");
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(message)) => records.push(Record {
@@ -76,8 +78,8 @@ impl Cluster {
                         .map(|h| (h.key.to_owned(), h.value.map(<[u8]>::to_vec)))
                         .collect(),
                 }),
-                Some(Err(_)) => ends += 1,
-                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => _ = ended.insert(partition),
+                Some(Err(_)) | None => {}
             }
         }
         records.sort_by_key(|record| (record.partition, record.offset));

@@ -1,5 +1,6 @@
 //! Every promise of a broker, kept on the simulated cluster.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use outbox_core::{Broker, async_trait};
 use outbox_kafka::KafkaBroker;
 use outbox_kafka::rdkafka::consumer::{BaseConsumer, Consumer};
+use outbox_kafka::rdkafka::error::KafkaError;
 use outbox_kafka::rdkafka::message::Headers;
 use outbox_kafka::rdkafka::mocking::MockCluster;
 use outbox_kafka::rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -72,14 +74,14 @@ impl BrokerFixture for OnMock {
             assignment.add_partition_offset(topic, partition, Offset::Beginning).expect("offset");
         }
         consumer.assign(&assignment).expect("assignment");
-        let (mut records, mut ends) = (Vec::new(), 0);
+        let (mut records, mut ended) = (Vec::new(), HashSet::new());
         let deadline = Instant::now() + Duration::from_secs(20);
-        while ends < PARTITIONS {
+        while ended.len() < PARTITIONS as usize {
             assert!(Instant::now() < deadline, "{topic} cannot be read to its end");
             match consumer.poll(Duration::from_millis(100)) {
                 Some(Ok(record)) => records.push(published(&record)),
-                Some(Err(_)) => ends += 1,
-                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => _ = ended.insert(partition),
+                Some(Err(_)) | None => {}
             }
         }
         records.sort_by_key(|record| (record.partition, record.offset));

@@ -117,12 +117,15 @@ async fn a_write_of_the_relay_takes_less_than_10_ms() -> Result<()> {
     let lab = Lab::new().await?;
     let rows = acknowledged(&lab).await?;
     let store = lab.store.clone();
-    let relay = tokio::spawn(async move {
-        store.settle(Settle::new(&rows, &[]).archive(true)).await?;
-        store.purge(Purge::new(Duration::ZERO, u32::MAX)).await
-    });
-    writers_get_in(&lab, || relay.is_finished()).await?;
-    assert_eq!(relay.await??, ROWS as u64);
+    let settling =
+        tokio::spawn(async move { store.settle(Settle::new(&rows, &[]).archive(true)).await });
+    writers_get_in(&lab, || settling.is_finished()).await?;
+    settling.await??;
+    let store = lab.store.clone();
+    let purging =
+        tokio::spawn(async move { store.purge(Purge::new(Duration::ZERO, u32::MAX)).await });
+    writers_get_in(&lab, || purging.is_finished()).await?;
+    assert_eq!(purging.await??, ROWS as u64);
     Ok(())
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
+use outbox_core::observe::{Event, Observer};
 use outbox_core::{Dispatcher, MessageId};
 use outbox_core::{RunError, Summary};
 use outbox_testing::MemoryBroker;
@@ -23,6 +24,8 @@ const AGGREGATES: usize = 10;
 /// Dispatchers from one outbox to one broker in memory.
 pub(super) struct Relays {
     pub(super) broker: MemoryBroker,
+    /// How many lanes went without being given back.
+    lost: Arc<AtomicUsize>,
     stop: Vec<oneshot::Sender<()>>,
     running: Vec<JoinHandle<Result<Summary, RunError>>>,
 }
@@ -31,11 +34,13 @@ impl Relays {
     /// Starts dispatchers, each with connections of its own.
     pub(super) fn start(lab: &Lab, count: usize) -> Result<Self> {
         let broker = MemoryBroker::new();
-        let mut relays = Self { broker, stop: Vec::new(), running: Vec::new() };
+        let lost = Lost::default();
+        let counted = Arc::clone(&lost.0);
+        let mut relays = Self { broker, lost: counted, stop: Vec::new(), running: Vec::new() };
         for _ in 0..count {
             let store = MySqlStore::with_idle_timeout(lab.url.parse()?, &lab.schema, TTL);
-            let dispatcher =
-                Dispatcher::builder(store, relays.broker.clone()).lease(TTL).build()?;
+            let dispatcher = Dispatcher::builder(store, relays.broker.clone());
+            let dispatcher = dispatcher.lease(TTL).observer(lost.clone()).build()?;
             let (stop, stopped) = oneshot::channel();
             relays.stop.push(stop);
             relays.running.push(tokio::spawn(dispatcher.run(async move {
@@ -56,6 +61,17 @@ impl Relays {
             running.await??;
         }
         Ok(self.broker)
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Lost(Arc<AtomicUsize>);
+
+impl Observer for Lost {
+    fn observe(&self, event: &Event) {
+        if let Event::LanesLost { lanes } = event {
+            self.0.fetch_add(lanes.len(), Relaxed);
+        }
     }
 }
 
@@ -149,11 +165,14 @@ impl Written {
         Ok(())
     }
 
-    /// Waits until the outbox is empty, then checks that every committed message arrived, no
-    /// other one did, and each key's first appearances are in the order of the commits.
+    /// Waits until the outbox is empty, then checks that every committed message arrived, once unless
+    /// lanes were lost, no other one did, and each key's first appearances are in the order of the
+    /// commits.
     pub(super) async fn judge(&self, lab: &Lab, relays: Relays) -> Result<()> {
         until_empty(lab).await?;
+        let lost = Arc::clone(&relays.lost);
         let broker = relays.stop().await?;
+        let lost = lost.load(Relaxed);
         let published = broker.published();
         let mut first: HashMap<MessageId, usize> = HashMap::new();
         for (at, record) in published.iter().enumerate() {
@@ -168,7 +187,12 @@ impl Written {
         }
         ensure!(first.is_empty(), "{} messages were never committed", first.len());
         let repetitions = published.len() - self.messages.len();
-        println!("{}: {} messages, {repetitions} repeated", lab.engine, self.messages.len());
+        println!(
+            "{}: {} messages, {repetitions} repeated, {lost} lanes lost",
+            lab.engine,
+            self.messages.len()
+        );
+        ensure!(repetitions == 0 || lost > 0, "{repetitions} were repeated without a fault");
         Ok(())
     }
 }
