@@ -60,9 +60,9 @@ pub(crate) fn of_report(code: Code) -> Verdict {
         Code::UnknownPartition
         // What was sent when a connection had to prove itself anew, and failed.
         | Code::Authentication
+        | Code::SSL
         // Reported as delivered, and acknowledged by nobody.
-        | Code::NoOffset
-        | Code::SSL => Verdict::Known(Unknown),
+        | Code::NoOffset => Verdict::Known(Unknown),
 
         Code::MessageTimedOut
         | Code::RequestTimedOut

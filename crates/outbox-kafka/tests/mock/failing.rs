@@ -288,7 +288,6 @@ async fn a_producer_whose_epoch_is_refused_is_replaced() {
     let cluster = Cluster::new(1);
     let broker = cluster.broker();
     publish(&broker, [message("k", "before")]).await;
-    // Each of the tries that librdkafka makes by itself.
     inject(&cluster, &[INVALID_PRODUCER_EPOCH]);
     let outcomes = publish(&broker, [message("k", "ambiguous")]).await;
     assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Unknown)]);
