@@ -211,8 +211,8 @@ async fn a_lost_answer_is_unknown_in_time() {
     assert_eq!(kinds(&outcomes), [Some(PublishErrorKind::Unknown)]);
 }
 
-/// A cluster and a broker whose queue of 20,000 messages empties by 500 at a time.
-async fn slow(message_timeout: Duration) -> (Cluster, KafkaBroker) {
+/// A cluster and a broker whose queue of 20,000 messages empties by 500 every `round_trip`.
+async fn slow(message_timeout: Duration, round_trip: Duration) -> (Cluster, KafkaBroker) {
     let cluster = Cluster::new(1);
     let broker = cluster
         .builder()
@@ -222,7 +222,7 @@ async fn slow(message_timeout: Duration) -> (Cluster, KafkaBroker) {
         .build()
         .expect("the settings are valid");
     publish(&broker, [message("warm", "warm")]).await;
-    let slow = cluster.mock.broker_round_trip_time(1, Duration::from_millis(10));
+    let slow = cluster.mock.broker_round_trip_time(1, round_trip);
     slow.expect("broker 1 exists");
     (cluster, broker)
 }
@@ -230,7 +230,7 @@ async fn slow(message_timeout: Duration) -> (Cluster, KafkaBroker) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_keeps_the_order_of_every_key() {
     const COUNT: usize = 24_000;
-    let (cluster, broker) = slow(Duration::from_secs(30)).await;
+    let (cluster, broker) = slow(Duration::from_secs(30), Duration::from_millis(10)).await;
     let batch = |numbers: std::ops::Range<usize>| -> Vec<_> {
         numbers.map(|n| outgoing(message("k", &n.to_string()))).collect()
     };
@@ -247,7 +247,8 @@ async fn a_full_queue_keeps_the_order_of_every_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_stays_full_sends_none_of_the_rest() {
-    let (cluster, broker) = slow(Duration::from_secs(6)).await;
+    // So slow that even a busy machine hands messages over faster than they leave.
+    let (cluster, broker) = slow(Duration::from_secs(15), Duration::from_millis(50)).await;
     let batch = (0..60_000).map(|n| message("k", &n.to_string()));
     let answers = kinds(&publish(&broker, batch).await);
     // There is room again all the time, and nothing may use it to overtake.
