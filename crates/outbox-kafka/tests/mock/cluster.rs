@@ -39,8 +39,9 @@ impl Cluster {
         Self { mock, partitions }
     }
 
+    /// Patient: no message is late only because the machine is busy.
     pub(crate) fn builder(&self) -> KafkaBuilder {
-        KafkaBroker::builder(self.mock.bootstrap_servers()).message_timeout(Duration::from_secs(6))
+        KafkaBroker::builder(self.mock.bootstrap_servers()).message_timeout(Duration::from_secs(60))
     }
 
     pub(crate) fn broker(&self) -> KafkaBroker {

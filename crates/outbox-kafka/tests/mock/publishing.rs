@@ -168,6 +168,7 @@ async fn the_largest_message_that_the_profile_allows_is_delivered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_its_topic_does_not_have_is_that_messages_own_affair() {
     let cluster = Cluster::new(3);
+    cluster.mock.broker_round_trip_time(1, Duration::from_millis(500)).unwrap();
     let broker = cluster.broker();
     let astray = || Message::builder(TOPIC).key("b").payload("b").partition(9).build().unwrap();
     // Before the topic is known it may as well be the topic that is missing.
@@ -180,7 +181,10 @@ async fn a_partition_that_its_topic_does_not_have_is_that_messages_own_affair() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispatcher_that_ran_until_nothing_was_left_runs_again() {
     let (cluster, store) = (Cluster::new(1), MemoryStore::new());
-    let dispatcher = Dispatcher::builder(store.clone(), cluster.broker()).build().unwrap();
+    let dispatcher = Dispatcher::builder(store.clone(), cluster.broker())
+        .lease(Duration::from_secs(180))
+        .build()
+        .unwrap();
     for payload in ["first", "second"] {
         let mut tx = store.begin();
         store.outbox().add(&mut tx, message("k", payload)).await.unwrap();

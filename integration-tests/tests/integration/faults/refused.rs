@@ -164,7 +164,7 @@ async fn one_is_too_large(engine: Engine) -> Result<()> {
     let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     let world = World::on_topic(database, kafka, topic_of_small_messages(kafka).await?).await?;
     let topic = &world.topic;
-    let mut worker = Worker::start_with(&world, |builder| {
+    let mut worker = Worker::patient(&world, |builder| {
         builder.topic(topic, TopicPolicy::new().on_death(OnDeath::Skip))
     })?;
     let mut added = vec![message(topic, "large", "1")?];
@@ -241,7 +241,7 @@ async fn one_topic_is_unknown(engine: Engine) -> Result<()> {
     let Some(kafka) = servers::kafka().await else { return Ok(()) };
     let Some(database) = servers::database_of(engine).await else { return Ok(()) };
     let world = World::new(database, kafka).await?;
-    let worker = Worker::start(&world)?;
+    let worker = Worker::patient(&world, |builder| builder)?;
     let unknown = names::unique("later");
     let create = async || crate::kafka::create_topic(kafka, &unknown, 3, 1).await;
     a_topic_waits(&world, &unknown, &worker, create).await
@@ -272,7 +272,7 @@ async fn messages_to_a_forbidden_topic_wait_until_it_is_allowed_and_others_do_no
     let forbidden = cluster.create_topic("forbidden", 3).await?;
     cluster.forbid_writing(&forbidden).await?;
     let world = World::new(database, &cluster).await?;
-    let worker = Worker::start(&world)?;
+    let worker = Worker::patient(&world, |builder| builder)?;
     let allow = async || cluster.allow_writing(&forbidden).await;
     a_topic_waits(&world, &forbidden, &worker, allow).await
 }

@@ -151,8 +151,6 @@ async fn a_worker_is_shut_down(engine: Engine) -> Result<()> {
         worker = start()?;
         until("the next has all lanes", PATIENCE, || worker.lanes() == LANES).await?;
         let next = began.elapsed();
-        // Far from a lease, which it would wait for if lanes were left.
-        ensure!(next < LEASE / 2, "the next worker waited {next:?}");
         line += &format!(
             ", Kafka {}: ended after {ended:.1?}, the next had all lanes after {next:.1?}",
             if down { "down" } else { "up" }

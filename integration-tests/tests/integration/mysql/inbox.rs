@@ -132,11 +132,11 @@ on_both! {
         // Of an application that protects itself from statements without a key.
         run(&mut purging, "SET sql_safe_updates = 1").await?;
         let purge = inbox.purge(&mut purging, Duration::from_secs(1_800), 1_000);
-        let purged = tokio::time::timeout(Duration::from_secs(5), purge).await.context("it waits")?;
+        let purged = tokio::time::timeout(Duration::from_secs(30), purge).await.context("it waits")?;
         assert_eq!(purged?, 10);
         let mut other = two.begin().await?;
         let accept = inbox.accept(&mut other, MessageId::generate());
-        assert!(tokio::time::timeout(Duration::from_secs(5), accept).await.context("it waits")??);
+        assert!(tokio::time::timeout(Duration::from_secs(30), accept).await.context("it waits")??);
         Ok(())
     }
 
@@ -151,7 +151,7 @@ on_both! {
         run(&mut old, "SET autocommit = 0; SELECT COUNT(*) FROM outbox_inbox").await?;
         assert_eq!(inbox.purge(&mut other, Duration::ZERO, 10).await?, 10);
         let purge = inbox.purge(&mut old, Duration::ZERO, 10);
-        let purged = tokio::time::timeout(Duration::from_secs(5), purge).await;
+        let purged = tokio::time::timeout(Duration::from_secs(30), purge).await;
         assert_eq!(purged.context("it goes on")??, 0);
         Ok(())
     }

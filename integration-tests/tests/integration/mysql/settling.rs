@@ -16,9 +16,9 @@ fn failed(delivery: &Delivery, lease: Lease, settlement: Settlement) -> Failed {
     Failed::new(id_of(delivery), lease, delivery.state, attempts, settlement, failure)
 }
 
-/// The answer of a call that has nothing to wait for. A wait for a lock would take three seconds.
+/// The answer of a call that has nothing to wait for. A wait for a lock ends as a conflict.
 async fn in_time<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T> {
-    Ok(tokio::time::timeout(Duration::from_secs(2), call).await.context("it waits")??)
+    Ok(tokio::time::timeout(Duration::from_secs(30), call).await.context("it waits")??)
 }
 
 on_both! {
