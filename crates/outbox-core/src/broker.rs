@@ -73,7 +73,7 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
 
     /// Flushes for at most `within`, then drops what is queued or in flight. Called once, at the end of
     /// [`Dispatcher::run`](crate::Dispatcher::run), after the last publish and before lanes are given
-    /// back.
+    /// back. Not called by a run that ends before its store has opened: it publishes nothing.
     async fn close(&self, within: Duration);
 }
 
