@@ -49,7 +49,15 @@ impl Subscriber for Blocks {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stuck_polling_thread() {
     tracing::subscriber::set_global_default(Blocks(Mutex::new(()), Condvar::new())).unwrap();
-    ends_as_unknown_and_is_replaced().await;
+    // A busy machine is late now and then, a defect each time.
+    let mut late = Vec::new();
+    loop {
+        match ends_as_unknown_and_is_replaced().await {
+            Duration::ZERO => break,
+            by => late.push(by),
+        }
+        assert!(late.len() < 3, "each time too late, by {late:?}");
+    }
     sends_nothing_once_it_was_closed().await;
 }
 
@@ -61,7 +69,8 @@ async fn both_are_stuck() {
     }
 }
 
-async fn ends_as_unknown_and_is_replaced() {
+/// How long after its limit a publish ended, which nothing but that limit can end.
+async fn ends_as_unknown_and_is_replaced() -> Duration {
     let cluster = MockCluster::new(1).expect("mock cluster");
     cluster.create_topic("orders", 1, 1).expect("topic");
     let broker = KafkaBroker::builder(cluster.bootstrap_servers())
@@ -84,8 +93,7 @@ async fn ends_as_unknown_and_is_replaced() {
     both_are_stuck().await;
     let started = Instant::now();
     let outcome = publish().await;
-    let limit = broker.profile().undecided + Duration::from_secs(20);
-    assert!(started.elapsed() <= limit, "{:?}", started.elapsed());
+    let late = started.elapsed().saturating_sub(broker.profile().undecided);
     let unknown = PublishErrorKind::Unknown;
     assert!(
         matches!(outcome, outbox_core::broker::Outcome::Failed(kind, _) if kind == unknown),
@@ -98,6 +106,7 @@ async fn ends_as_unknown_and_is_replaced() {
         assert!(started.elapsed() < Duration::from_secs(10), "the producer is not replaced");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    late
 }
 
 async fn sends_nothing_once_it_was_closed() {

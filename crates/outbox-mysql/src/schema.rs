@@ -12,7 +12,7 @@ use sqlx::MySqlConnection;
 use crate::tables::{Names, Tables};
 use crate::text::{self, run};
 
-/// The newest version; the one before it is supported as well.
+/// The only version so far. A later release also supports the one before its own.
 const VERSION: u32 = 1;
 
 /// How long a migration waits for another one, in seconds.

@@ -12,7 +12,7 @@ use crate::error::store_error;
 use crate::tables::Tables;
 use crate::text::{self, run};
 
-/// The newest version; the one before it is supported as well.
+/// The only version so far. A later release also supports the one before its own.
 const VERSION: u32 = 1;
 
 /// How soon the switch to WAL is tried again.

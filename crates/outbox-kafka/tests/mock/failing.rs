@@ -266,8 +266,11 @@ async fn a_full_queue_keeps_the_order_of_every_key() {
     let (first, second) = (batch(0..COUNT), batch(COUNT..COUNT + 2_000));
     let (a, b) = (sink(first.len()), sink(second.len()));
     // Both at once: the second waits for room behind the first.
-    let both = async { tokio::join!(broker.publish(first, &a), broker.publish(second, &b)) };
-    tokio::join!(both, no_longer_slow(&cluster, &a));
+    tokio::join!(
+        broker.publish(first, &a),
+        broker.publish(second, &b),
+        no_longer_slow(&cluster, &a)
+    );
     let answers = kinds(&[sorted(&a), sorted(&b)].concat());
     let sent = (0..).zip(&answers).filter(|(_, kind)| kind.is_none()).map(|(n, _)| n);
     let expected: Vec<_> = sent.map(|n: usize| n.to_string()).collect();
