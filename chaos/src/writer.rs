@@ -181,7 +181,11 @@ impl Writer {
             .map(|(sequence, id)| (*id, Entry { sequence, ..first }))
             .collect();
         let messages = entries.iter().map(|(id, entry)| {
-            Message::builder(topic).id(*id).key(entry.key()).payload(entry.payload()).build()
+            Message::builder(topic.as_str())
+                .id(*id)
+                .key(entry.key())
+                .payload(entry.payload())
+                .build()
         });
         self.outbox.add_all(tx, messages.collect::<Result<Vec<_>, _>>()?).await?;
         let places = vec!["(?, ?, ?)"; entries.len()].join(", ");

@@ -6,6 +6,7 @@ mod id;
 mod limits;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use self::headers::{Headers, header};
 pub use self::id::{MessageId, ParseMessageIdError};
@@ -19,7 +20,7 @@ pub use self::limits::Limits;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     id: MessageId,
-    topic: String,
+    topic: Arc<str>,
     key: Option<Vec<u8>>,
     payload: Option<Vec<u8>>,
     headers: Headers,
@@ -28,7 +29,9 @@ pub struct Message {
 
 impl Message {
     /// Starts a message for `topic`. Mistakes are reported by [`MessageBuilder::build`].
-    pub fn builder(topic: impl Into<String>) -> MessageBuilder {
+    ///
+    /// Messages that are made from clones of one `Arc<str>` share the name of their topic.
+    pub fn builder(topic: impl Into<Arc<str>>) -> MessageBuilder {
         MessageBuilder {
             id: None,
             topic: topic.into(),
@@ -117,7 +120,7 @@ impl fmt::Debug for Message {
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct MessageBuilder {
     id: Option<MessageId>,
-    topic: String,
+    topic: Arc<str>,
     key: Option<Vec<u8>>,
     payload: Payload,
     headers: Vec<(String, Option<Vec<u8>>)>,

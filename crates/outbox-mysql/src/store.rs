@@ -29,7 +29,7 @@ use sqlx::mysql::MySqlConnectOptions;
 
 use self::claim::Reading;
 use self::line::Line;
-pub(crate) use self::row::read_message;
+pub(crate) use self::row::{LastTopic, read_message};
 use self::session::Settings;
 use crate::schema::MySqlSchema;
 use crate::tables::Tables;

@@ -13,7 +13,7 @@ use crate::error::store_error;
 use crate::headers;
 use crate::insert::{guarded_insert_sql, insert_sql};
 use crate::schema::MySqlSchema;
-use crate::store::read_message;
+use crate::store::{LastTopic, read_message};
 use crate::tables::Tables;
 use crate::text::{self, run};
 
@@ -129,7 +129,8 @@ impl MySqlWriter {
         let answers = run(connection, sql).await?;
         let invalid = |why| StoreError::new(StoreErrorKind::Invalid, why);
         let rows = answers.iter().flat_map(|answer| &answer.rows);
-        rows.map(|row| read_message(row, 0).map_err(invalid)).collect()
+        let mut topics = LastTopic::default();
+        rows.map(|row| read_message(row, 0, &mut topics).map_err(invalid)).collect()
     }
 
     async fn insert(

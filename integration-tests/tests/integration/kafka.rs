@@ -185,7 +185,7 @@ async fn a_message_for_a_partition_that_was_just_added_costs_no_attempt() -> Res
     let topic = kafka.create_topic("grows", 3).await?;
     let broker = builder(kafka).build()?;
     let to = |partition| {
-        Message::builder(&topic).key("k").payload("p").partition(partition).build().unwrap()
+        Message::builder(topic.as_str()).key("k").payload("p").partition(partition).build().unwrap()
     };
     publish_until_delivered(&broker, &to(2)).await;
     assert_eq!(publish(&broker, [to(4)]).await, [Some(PublishErrorKind::Failed)], "it has three");
@@ -230,7 +230,7 @@ async fn a_compacted_topic_rejects_the_message_without_a_key_and_no_bystander() 
     let topic = kafka.create_topic_with("compact", 1, &[("cleanup.policy", "compact")]).await?;
     let broker = patient(kafka).linger(Duration::from_millis(500)).build()?;
     publish_until_delivered(&broker, &message(&topic, "warm", "p")).await;
-    let keyless = Message::builder(&topic).payload("p").build()?;
+    let keyless = Message::builder(topic.as_str()).payload("p").build()?;
     let mut pending = vec![message(&topic, "a", "p"), keyless, message(&topic, "b", "p")];
     // Bystanders are certainly not in the log, so they are offered again and pass.
     let answers = publish(&broker, pending.clone()).await;
@@ -329,7 +329,7 @@ async fn a_partition_without_a_leader_holds_up_no_other() -> Result<()> {
     create_topic(&cluster, &topic, 3, 1).await?;
     let broker = builder(&cluster).message_timeout(Duration::from_secs(5)).build()?;
     let to = |partition| {
-        Message::builder(&topic).key("k").payload("p").partition(partition).build().unwrap()
+        Message::builder(topic.as_str()).key("k").payload("p").partition(partition).build().unwrap()
     };
     for partition in 0..3 {
         publish_until_delivered(&broker, &to(partition)).await;

@@ -17,10 +17,20 @@ pub(super) const AHEAD: usize = 16;
 impl Machine {
     /// Keys, and the rows at their heads. At most [`AHEAD`] are looked at.
     pub(super) fn look_at_keys(&self, ids: impl Iterator<Item = KeyId>) {
+        self.look_at_rows(self.queues(ids).into_iter().flatten().filter_map(Queue::front));
+    }
+
+    /// Keys, and the rows at both ends of their queues. At most [`AHEAD`] are looked at.
+    pub(super) fn look_at_queues(&self, ids: impl Iterator<Item = KeyId>) {
+        let queues = self.queues(ids);
+        self.look_at_rows(queues.into_iter().flatten().filter_map(Queue::front));
+        self.look_at_rows(queues.into_iter().flatten().filter_map(Queue::back));
+    }
+
+    fn queues(&self, ids: impl Iterator<Item = KeyId>) -> [Option<&Queue>; AHEAD] {
         let mut keys = [None; AHEAD];
         keys.iter_mut().zip(ids).for_each(|(key, id)| *key = self.keys.get(&id));
-        let queues = keys.map(|key| key.map(|key| &key.queue));
-        self.look_at_rows(queues.into_iter().flatten().filter_map(Queue::front));
+        keys.map(|key| key.map(|key| &key.queue))
     }
 
     /// Rows, and what they have of their contents. At most [`AHEAD`] are looked at.

@@ -287,7 +287,7 @@ impl Machine {
             if looked_at == 0 {
                 self.look_at_rows(rows.as_slice().iter().map(Claimed::position));
                 let keys = rows.as_slice().iter().take(AHEAD).filter_map(|row| self.key_of(row));
-                self.look_at_keys(keys);
+                self.look_at_queues(keys);
                 looked_at = AHEAD;
             }
             looked_at -= 1;

@@ -1,6 +1,6 @@
 //! Recording what became of rows, and when a settled row may be forgotten.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -171,12 +171,15 @@ impl Unsettled {
     fn choose(&mut self, settings: &Settings, is_leaving: impl Fn(Lane) -> bool) {
         let position = |waiting: &Waiting| waiting.row.id.position.0;
         self.waiting.sort_by_key(position);
+        // Few lanes are, mostly none: it is not asked for each row.
+        let lanes = self.lanes.keys().copied();
+        let leaving: BTreeSet<Lane> = lanes.filter(|lane| is_leaving(*lane)).collect();
         let is_late = |since: u64| self.turn - since >= settings.rows_in_flight as u64;
         let mut classes = Vec::with_capacity(self.waiting.len());
         for run in self.waiting.chunk_by(|row, next| position(next) - position(row) == 1) {
             let usual = if run.len() >= RUN { Class::Run } else { Class::Alone };
             classes.extend(run.iter().map(|row| {
-                match is_late(row.since) || is_leaving(row.lane) {
+                match is_late(row.since) || leaving.contains(&row.lane) {
                     true => Class::Urgent,
                     false => usual,
                 }
@@ -193,13 +196,14 @@ impl Unsettled {
                 room -= 1;
             }
         }
-        for (waiting, chosen) in std::mem::take(&mut self.waiting).into_iter().zip(chosen) {
+        let mut chosen = chosen.into_iter();
+        self.waiting.retain(|waiting| {
+            let chosen = chosen.next() == Some(true);
             if chosen {
                 self.chosen.push_back((waiting.row, waiting.lane));
-            } else {
-                self.waiting.push(waiting);
             }
-        }
+            !chosen
+        });
     }
 
     fn confirm(&mut self, out: &Out) {

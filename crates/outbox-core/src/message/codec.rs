@@ -80,7 +80,7 @@ fn decode(input: &mut &[u8]) -> Option<Message> {
         return None;
     }
     let partition = (partition >= 0).then_some(partition);
-    Some(Message { id, topic, key, payload, headers, partition })
+    Some(Message { id, topic: topic.into(), key, payload, headers, partition })
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use outbox_core::message::MessageId;
 use outbox_core::store::{Claim, ClaimReply, Page, StoreError, StoreErrorKind, Watched};
 use sqlx::mysql::MySqlRow;
 
-use super::row::{self, read_state, read_swept};
+use super::row::{self, LastTopic, read_state, read_swept};
 use crate::tables::Tables;
 use crate::text::{self, LIST, List};
 
@@ -177,6 +177,7 @@ pub(super) struct Reading<'a> {
     page: Option<&'a Page<'a>>,
     parts: Vec<Part>,
     page_rows: usize,
+    topics: LastTopic,
     reply: ClaimReply,
 }
 
@@ -188,7 +189,7 @@ impl<'a> Reading<'a> {
         if let Some(page) = page {
             reply.covered = page.after;
         }
-        Self { page, parts, page_rows: 0, reply }
+        Self { page, parts, page_rows: 0, topics: LastTopic::default(), reply }
     }
 
     /// A row that this part answered.
@@ -202,11 +203,11 @@ impl<'a> Reading<'a> {
                 self.page_rows += 1;
                 reply.covered = position;
                 match text::bytes(row, 1)? {
-                    Some(_) => reply.rows.push(row::read(row)?),
+                    Some(_) => reply.rows.push(row::read(row, &mut self.topics)?),
                     None => reply.passed.push(position),
                 }
             }
-            Some(Part::Fetch) => reply.rows.push(row::read(row)?),
+            Some(Part::Fetch) => reply.rows.push(row::read(row, &mut self.topics)?),
             Some(Part::Sweep) => reply.swept.push(read_swept(row)?),
             Some(Part::Scan) => reply.scanned.push(read_swept(row)?),
             Some(Part::Open) => reply.open.push(Position(text::number(row, 0)?)),

@@ -14,7 +14,7 @@ use outbox_core::store::StoreError;
 use sqlx::mysql::MySqlRow;
 
 use super::MySqlStore;
-use super::row::read_message;
+use super::row::{LastTopic, read_message};
 use super::settle::{copy_to_dead, delete_sql, remove_dead};
 use crate::tables::Tables;
 use crate::text::{self, Hex};
@@ -277,7 +277,8 @@ fn read(row: &MySqlRow, place: Place) -> Result<DeadLetter, StoreError> {
     let age = Duration::from_micros(text::number(row, 4)?);
     let id = MessageId::from_bytes(text::id(row, 5)?);
     let failure = String::from_utf8_lossy(text::bytes(row, 3)?.unwrap_or_default()).into_owned();
-    let letter = DeadLetter::new(id, read_message(row, 5).ok(), cursor, age);
+    let letter =
+        DeadLetter::new(id, read_message(row, 5, &mut LastTopic::default()).ok(), cursor, age);
     let position = Position(text::number(row, 1)?);
     Ok(letter.with_history(position, text::fit(row, 2)?, failure))
 }

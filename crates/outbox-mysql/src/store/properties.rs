@@ -14,6 +14,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::claim::{Part, Plan};
+use super::row::LastTopic;
 use super::{row, settle};
 use crate::headers;
 use crate::insert::{MySqlInsert, SqlValue};
@@ -175,7 +176,7 @@ proptest! {
 
     #[test]
     fn a_message_comes_back_from_its_row(message in any_message()) {
-        let claimed = row::read(&whole(stored(&message), None)).expect("a row");
+        let claimed = row::read(&whole(stored(&message), None), &mut LastTopic::default()).expect("a row");
         let Claimed::Delivery(delivery) = claimed else {
             return Err(TestCaseError::fail(format!("{claimed:?}")));
         };
@@ -195,7 +196,7 @@ proptest! {
             format!("{attempts},{revision},{held},{wait},{retried}")
         });
         let (topic, key) = (content[1].clone(), content[2].clone());
-        match row::read(&whole(content, recorded.as_deref())).expect("a value") {
+        match row::read(&whole(content, recorded.as_deref()), &mut LastTopic::default()).expect("a value") {
             Claimed::Delivery(delivery) => {
                 prop_assert_eq!(delivery.message.id(), MessageId::from_bytes(id));
                 prop_assert_eq!(Some(delivery.message.topic().as_bytes()), topic.as_deref());
@@ -215,10 +216,10 @@ proptest! {
         first in 0_usize..3,
     ) {
         let raw = Raw(columns);
-        _ = row::read(&raw);
+        _ = row::read(&raw, &mut LastTopic::default());
         _ = row::read_swept(&raw);
         _ = row::read_state(&raw, first);
-        _ = row::read_message(&raw, first);
+        _ = row::read_message(&raw, first, &mut LastTopic::default());
     }
 
     #[test]
@@ -350,7 +351,7 @@ proptest! {
         let message = Message::builder("t").payload("p").build().expect("valid");
         let mut content = stored(&message);
         content[4] = Some(stored_headers.clone());
-        let claimed = row::read(&whole(content, None)).expect("a value");
+        let claimed = row::read(&whole(content, None), &mut LastTopic::default()).expect("a value");
         if headers::decode(&stored_headers).is_none() {
             prop_assert!(matches!(claimed, Claimed::Unreadable(_)), "{:?}", claimed);
         }

@@ -1,5 +1,6 @@
 //! A row of the outbox as it is read.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use outbox_core::Message;
@@ -85,8 +86,22 @@ pub(super) fn read_swept(row: &impl Columns) -> Result<Swept, StoreError> {
     Ok(Swept::new(Position(number(row, 0)?), Lane(fit(row, 1)?), fit(row, 2)?))
 }
 
+/// The topic of the row that was read last: messages of one answer share the name, which is in the
+/// processor's caches then.
+#[derive(Debug, Default)]
+pub(crate) struct LastTopic(Option<Arc<str>>);
+
+impl LastTopic {
+    fn named(&mut self, name: &str) -> Arc<str> {
+        match &self.0 {
+            Some(last) if **last == *name => Arc::clone(last),
+            _ => Arc::clone(self.0.insert(name.into())),
+        }
+    }
+}
+
 /// A whole row: its id, then [`columns`].
-pub(super) fn read(row: &impl Columns) -> Result<Claimed, StoreError> {
+pub(super) fn read(row: &impl Columns, topics: &mut LastTopic) -> Result<Claimed, StoreError> {
     let position = Position(number(row, 0)?);
     let lane = Lane(fit(row, 1)?);
     if bytes(row, 2)?.is_some() {
@@ -94,7 +109,7 @@ pub(super) fn read(row: &impl Columns) -> Result<Claimed, StoreError> {
     }
     let age = Duration::from_micros(number(row, 9)?);
     let state = read_state(row, 10)?;
-    let why = match read_message(row, 3) {
+    let why = match read_message(row, 3, topics) {
         Ok(message) => {
             let delivery = Delivery::new(position, lane, message);
             return Ok(delivery.with_state(state).with_age(age).into());
@@ -111,12 +126,16 @@ pub(super) fn read(row: &impl Columns) -> Result<Claimed, StoreError> {
 
 /// The message in the six columns from `first` on: message id, topic, key, partition, headers,
 /// payload. Otherwise, what is wrong with it.
-pub(crate) fn read_message(row: &impl Columns, first: usize) -> Result<Message, &'static str> {
+pub(crate) fn read_message(
+    row: &impl Columns,
+    first: usize,
+    topics: &mut LastTopic,
+) -> Result<Message, &'static str> {
     let column = |offset| bytes(row, first + offset).map_err(|_| "column is missing");
     let message_id = id(row, first).map_err(|_| "message id is not 16 bytes")?;
     let topic = column(1)?.and_then(|topic| std::str::from_utf8(topic).ok());
-    let mut message =
-        Message::builder(topic.ok_or("topic is not text")?).id(MessageId::from_bytes(message_id));
+    let topic = topics.named(topic.ok_or("topic is not text")?);
+    let mut message = Message::builder(topic).id(MessageId::from_bytes(message_id));
     if let Some(key) = column(2)? {
         message = message.key(key);
     }

@@ -47,7 +47,7 @@ async fn latency(world: &World<'_>, round: &str) -> Result<Duration> {
         ticks.tick().await;
         let key = format!("{round}-{}", probe % 2);
         let mut tx = connection.begin().await?;
-        let message = Message::builder(&world.topic).key(key);
+        let message = Message::builder(world.topic.as_str()).key(key);
         outbox.add(&mut tx, message.payload(micros_now()?.to_string()).build()?).await?;
         tx.commit().await?;
     }
@@ -88,7 +88,8 @@ async fn many_rows_wait_behind_a_held_key(engine: Engine) -> Result<()> {
     latency(&world, "warm").await?;
     let before = (latency(&world, "before").await?, relay.process.resident()?);
 
-    let row = |size: usize| Message::builder(&world.topic).key("held").payload(vec![b'x'; size]);
+    let row =
+        |size: usize| Message::builder(world.topic.as_str()).key("held").payload(vec![b'x'; size]);
     world.add(vec![row(5_000).build()?]).await?;
     let mut left = backlog();
     while left > 0 {

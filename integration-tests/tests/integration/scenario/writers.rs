@@ -200,7 +200,7 @@ impl Writer {
             .map(|sequence| Entry { aggregate, sequence })
             .collect();
         let messages = entries.iter().map(|entry| {
-            Message::builder(&self.topic)
+            Message::builder(self.topic.as_str())
                 .key(aggregate.to_string())
                 .payload(entry.payload())
                 .build()
