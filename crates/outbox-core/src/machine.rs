@@ -205,6 +205,10 @@ pub struct Machine {
     scan_after: Position,
     /// How many ids a scan may pass.
     scan_width: u64,
+    /// What was swept in parts so far, while a sweep of all takes too long.
+    sweep_after: Option<Position>,
+    /// How many ids a part may pass.
+    part_width: u64,
     caught_up: bool,
     full: bool,
 
@@ -295,6 +299,8 @@ impl Machine {
             scan_at: now + settings.scan_every,
             scan_after: Position::START,
             scan_width: u64::MAX,
+            sweep_after: None,
+            part_width: 0,
             caught_up: false,
             full: false,
             rows: Map::default(),

@@ -1,5 +1,5 @@
 //! Stores that are neither down nor well: one behind a slow line, one that passes what it has deleted
-//! slowly, and one that refuses to record failures.
+//! slowly, one that sweeps slowly, and one that refuses to record failures.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -20,12 +20,20 @@ struct Hard {
     bytes_per_second: u32,
     /// How quickly it passes ids of rows that were deleted, where it is told how far to read.
     ids_per_second: u32,
+    /// How quickly it looks for late rows.
+    swept_per_second: u32,
     records_failures: bool,
 }
 
 impl Hard {
     fn new(store: MemoryStore) -> Self {
-        Self { store, bytes_per_second: u32::MAX, ids_per_second: u32::MAX, records_failures: true }
+        Self {
+            store,
+            bytes_per_second: u32::MAX,
+            ids_per_second: u32::MAX,
+            swept_per_second: u32::MAX,
+            records_failures: true,
+        }
     }
 }
 
@@ -51,6 +59,9 @@ impl Store for Hard {
         let pages = [request.page.as_ref().filter(bounded), request.scan.as_ref()];
         let ids: u64 = pages.into_iter().flatten().map(|page| page.through.0 - page.after.0).sum();
         sleep(Duration::from_secs(ids) / self.ids_per_second).await;
+        let spans = request.sweep.iter().chain(request.open);
+        let swept: u64 = spans.map(|span| span.last.0 - span.first.0 + 1).sum();
+        sleep(Duration::from_secs(swept) / self.swept_per_second).await;
         Ok(reply)
     }
 
@@ -154,6 +165,49 @@ async fn deleted_rows_that_are_passed_slowly_do_not_stop_lanes_that_catch_up() {
         }
     }
     second.1.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_transaction_with_many_messages_does_not_stop_others() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    let hard = Hard { swept_per_second: 50_000, ..Hard::new(store.clone()) };
+    let dispatcher = Dispatcher::builder(hard, broker).build().unwrap();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    let mut long = store.begin();
+    for turn in 0..6_000 {
+        let message = Message::builder("orders").key("long").payload("p").build().unwrap();
+        store.outbox().add(&mut long, message).await.unwrap();
+        commit(&store, std::iter::once((turn.to_string(), "p".to_owned()))).await;
+        sleep(Duration::from_millis(10)).await;
+        let waiting = store.pending().len();
+        assert!(waiting <= 100, "more than those of a second: {waiting} after turn {turn}");
+    }
+    long.commit();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(store.pending().len(), 0);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn late_rows_that_are_too_many_for_one_sweep_are_delivered() {
+    const ROWS: usize = 250_000;
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    // By default a statement may take 5 s, and to sweep all of them takes 6.25 s.
+    let hard = Hard { swept_per_second: 40_000, ..Hard::new(store.clone()) };
+    let dispatcher = Dispatcher::builder(hard, broker).build().unwrap();
+    let mut large = store.begin();
+    for key in 0..ROWS {
+        let message = Message::builder("orders").key(key.to_string()).payload("p").build().unwrap();
+        store.outbox().add(&mut large, message).await.unwrap();
+    }
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    commit(&store, std::iter::once(("above".to_owned(), "p".to_owned()))).await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(store.pending().len(), 0, "it was passed");
+    large.commit();
+    sleep(Duration::from_secs(120)).await;
+    assert_eq!(store.pending().len(), 0);
+    running.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ahead::AHEAD;
+use super::claiming::{PART_WIDTH, width};
 use super::keys::{Key, KeyId, Place};
 use super::{Claiming, Machine, PageOrder, Phase, Row, Time, TopicId};
 use crate::delivery::{Delivery, Lane, Position, RowId, RowState};
@@ -39,6 +40,9 @@ impl Machine {
                 self.claim_failing.get_or_insert(now);
                 self.requeue_reading(&claim.order.fetch, now);
                 self.recheck.extend(&claim.order.watch);
+                if let Some(first) = claim.order.sweep.first().filter(|_| claim.order.is_part()) {
+                    self.sweep_after = Some(first.first.previous());
+                }
                 // What took too long may have been too much.
                 let took = now.saturating_sub(claim.sent);
                 if took > self.settings.statement_deadline / 2 {
@@ -50,6 +54,11 @@ impl Machine {
                     if let Some(scan) = &claim.order.scan {
                         self.scan_width = less(scan);
                         self.scan_at = self.scan_at.max(now + took * SCAN_SHARE);
+                    }
+                    if claim.order.is_part() {
+                        self.part_width = (self.part_width / SHRINKS).max(NARROWEST);
+                    } else if width(&claim.order.sweep) > PART_WIDTH {
+                        (self.sweep_after, self.part_width) = (Some(Position::START), PART_WIDTH);
                     }
                     if let (Some(page), Some(catch_up)) = (&claim.order.page, &mut self.catch_up)
                         && page.catch_up
@@ -79,9 +88,14 @@ impl Machine {
             self.horizon.know(newest, now, self.settings.grace);
         }
         self.watched_rows(&claim, &reply.watched, now);
+        if claim.order.is_part() && self.was_quick(&claim, now) {
+            self.part_width = self.part_width.saturating_mul(2);
+        }
         let complete = self.swept_rows(&claim, &reply);
         self.scanned_rows(&claim, &reply, now);
         if !complete && !seeded!("a-shown-row-is-no-row") {
+            // Nothing is known of what comes after it.
+            self.caught_up = false;
             self.requeue_reading(&claim.order.fetch, now);
             return self.end_of_claim(claim.number);
         }
@@ -179,7 +193,7 @@ impl Machine {
             }
         }
         let open = if seeded!("open-rows-are-no-holes") { &[][..] } else { &reply.open };
-        !self.horizon.close(&claim.order.open, open, claim.sent)
+        !self.horizon.close(&claim.order.open, &claim.order.sweep, open, claim.sent)
     }
 
     fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {

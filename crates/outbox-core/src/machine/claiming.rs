@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::keys::{KeyId, Place};
 use super::publishing::Batch;
 use super::{Action, ClaimOrder, Claiming, Machine, PageOrder, Stage, Time};
-use crate::delivery::{Lane, Position};
+use crate::delivery::{Lane, Position, Span};
 use crate::observe::Event;
 use crate::seeded::seeded;
 
@@ -18,6 +18,8 @@ const WATCH_ROWS: usize = 500;
 const PROBE_ROWS: usize = 100;
 /// Rows of one step of the slow full sweep.
 const SCAN_ROWS: usize = 1_000;
+/// A sweep of more ids than this that takes too long is done in parts, at first of so many.
+pub(super) const PART_WIDTH: u64 = 200_000;
 /// However full the window is, rows that bar others or head their key may be read up to this in one
 /// claim, and up to a reserve in all: so many rows, and this share of the window's bytes.
 const RESERVE_ROWS: usize = 64;
@@ -147,7 +149,10 @@ impl Machine {
         self.topics.age(self.next_batch, now);
         let mut order = ClaimOrder { lanes: self.open_lanes(), ..ClaimOrder::default() };
         let draining = self.stage != Stage::Running;
-        if !draining {
+        let part = if draining { Vec::new() } else { self.next_part(now) };
+        if !part.is_empty() {
+            order.sweep = part;
+        } else if !draining {
             let reads_late_rows = self.add_fetch(&mut order, now);
             self.add_page(&mut order, now);
             self.add_newest(&mut order, now);
@@ -163,6 +168,7 @@ impl Machine {
         let asks = order.page.is_some()
             || order.scan.is_some()
             || order.newest.is_some()
+            || order.is_part()
             || !(order.fetch.is_empty() && order.watch.is_empty() && order.open.is_empty());
         if !asks {
             return None;
@@ -296,6 +302,17 @@ impl Machine {
         if !late && !seeded!("high-water-mark") {
             order.sweep = self.horizon.unswept(&order.open, now);
         }
+    }
+
+    /// What to sweep by itself, in parts, where a claim with all of it took too long: what the parts
+    /// show need not be swept any more. They end with the highest hole; then all is tried again.
+    fn next_part(&mut self, now: Time) -> Vec<Span> {
+        let Some(after) = self.sweep_after.filter(|_| self.pace.is_due(now)) else {
+            return Vec::new();
+        };
+        let part = cut(&self.horizon.unswept(&[], now), after, self.part_width);
+        self.sweep_after = part.last().map(|span| span.last);
+        part
     }
 
     fn add_page(&mut self, order: &mut ClaimOrder, now: Time) {
@@ -440,6 +457,28 @@ impl Machine {
             catch_up: false,
         });
     }
+}
+
+/// The first so many ids after this one that are in these spans.
+fn cut(spans: &[Span], after: Position, width: u64) -> Vec<Span> {
+    let mut left = width;
+    let mut part = Vec::new();
+    for span in spans.iter().filter(|span| span.last > after) {
+        if left == 0 {
+            break;
+        }
+        let first = span.first.max(after.next());
+        let last = span.last.min(plus(first, left - 1));
+        left -= last.0 - first.0 + 1;
+        part.push(Span::new(first, last));
+    }
+    part
+}
+
+/// How many ids are in these spans.
+pub(super) fn width(spans: &[Span]) -> u64 {
+    let widths = spans.iter().map(|span| (span.last.0 - span.first.0).saturating_add(1));
+    widths.fold(0, u64::saturating_add)
 }
 
 fn plus(position: Position, width: u64) -> Position {

@@ -43,6 +43,7 @@ impl Machine {
         write!(text, "{:?}{:?}{:?}", self.claim_failing, self.fresh_lanes, self.catch_up)?;
         write!(text, "{:?}{:?}{}", self.recheck, self.watch_after, self.typical_bytes)?;
         write!(text, "{} {} {}", self.smaller, self.scan_width, self.given_up)?;
+        write!(text, "{:?} {}", self.sweep_after, self.part_width)?;
         sorted(text, &self.lanes)?;
         sorted(text, &self.rows)?;
         sorted(text, &self.keys)?;

@@ -19,6 +19,9 @@ const KNOWN_PER_GRACE: u32 = 8;
 const SOONEST: Duration = Duration::from_millis(250);
 /// Old holes so near to each other are looked at together.
 const NEAR: u64 = 64;
+/// So often rows of transactions that are open for long are looked at. In between they are swept, so
+/// that they are found as soon as they are committed: this is how soon a rollback is noticed.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
 /// A look lists so many ids between holes at most.
 const MAX_BETWEEN: u64 = 20_000;
 
@@ -125,13 +128,16 @@ impl Horizon {
     }
 
     /// The spans that a sweep must cover. What the same claim looks at need not be swept: a look
-    /// shows all that a sweep would. Where it shows a row, the next claim sweeps.
+    /// shows all that a sweep would. Where it shows a row, its claim does not count. So once a row of
+    /// a transaction that is open for long was shown, everything is swept until there is none: its
+    /// next rows are about to be old, page by page.
     pub(super) fn unswept(&self, looked_at: &[Span], now: Time) -> Vec<Span> {
         let is_looked_at = |first: Position, hole: &Hole| {
             let after = looked_at.partition_point(|span| span.first <= first);
-            hole.is_old(now) && !hole.shown && after > 0 && looked_at[after - 1].contains(first)
+            hole.is_old(now) && after > 0 && looked_at[after - 1].contains(first)
         };
-        let holes = self.holes.iter().filter(|(first, hole)| !is_looked_at(**first, hole));
+        let shown = self.holes.values().any(|hole| hole.shown);
+        let holes = self.holes.iter().filter(|(first, hole)| shown || !is_looked_at(**first, hole));
         merge(holes.map(|(first, hole)| Span::new(*first, hole.last)).collect())
     }
 
@@ -156,9 +162,16 @@ impl Horizon {
     }
 
     /// Takes in what a look showed that was asked for at `asked`: the holes in these spans that were
-    /// older than the grace time go, except for the positions that were shown. Tells whether one of
-    /// these was not swept, so that its row may be committed.
-    pub(super) fn close(&mut self, spans: &[Span], shown: &[Position], asked: Time) -> bool {
+    /// older than the grace time go, except for the positions that were shown: these are looked at
+    /// again after a while, and swept by every claim. Tells whether one of them was not in `swept`,
+    /// the spans that the same claim swept, so that its row may be committed.
+    pub(super) fn close(
+        &mut self,
+        spans: &[Span],
+        swept: &[Span],
+        shown: &[Position],
+        asked: Time,
+    ) -> bool {
         let mut closed: Vec<(Position, Hole)> = Vec::new();
         for span in spans {
             let inside = self.holes.range(span.first..=span.last);
@@ -168,15 +181,26 @@ impl Horizon {
         for (first, _) in &closed {
             self.holes.remove(first);
         }
+        let is_in = |spans: &[Span], position: Position| {
+            let after = spans.partition_point(|span| span.first <= position);
+            after > 0 && spans[after - 1].contains(position)
+        };
+        let mut kept: Vec<Span> = Vec::new();
         let mut unswept = false;
-        for position in shown {
-            let after = closed.partition_point(|(first, _)| first <= position);
-            if after > 0 && *position <= closed[after - 1].1.last {
-                unswept |= !closed[after - 1].1.shown;
-                let hole = Hole { last: *position, until: asked, shown: true };
-                self.holes.insert(*position, hole);
+        for position in shown.iter().copied() {
+            let after = closed.partition_point(|(first, _)| *first <= position);
+            if after > 0 && position <= closed[after - 1].1.last {
+                unswept |= !is_in(swept, position);
+                match kept.last_mut() {
+                    Some(span) if span.last.next() == position => span.last = position,
+                    _ => kept.push(Span::new(position, position)),
+                }
             }
         }
+        let until = asked + SHOWN_EVERY;
+        let kept = kept.into_iter();
+        self.holes
+            .extend(kept.map(|span| (span.first, Hole { last: span.last, until, shown: true })));
         unswept
     }
 }
@@ -281,9 +305,11 @@ mod tests {
         pass_old(&mut horizon, &[10]);
         let aged = horizon.aged(NOW);
         horizon.see(Position(4));
-        horizon.close(&aged, &[Position(7)], NOW);
+        horizon.close(&aged, &[], &[Position(7)], NOW);
         assert_eq!(spans(&horizon), [(7, 7)]);
-        horizon.close(&horizon.aged(NOW), &[], NOW);
+        assert_eq!(horizon.aged(NOW + SHOWN_EVERY / 2), [], "it was just looked at");
+        let later = NOW + SHOWN_EVERY;
+        horizon.close(&horizon.aged(later), &[], &[], later);
         assert_eq!(spans(&horizon), []);
     }
 
@@ -299,9 +325,22 @@ mod tests {
         };
         assert_eq!(swept(&horizon, &looked_at), [(21, 29)]);
         assert_eq!(swept(&horizon, &looked_at[..0]), [(1, 9), (11, 19), (21, 29)]);
-        assert!(horizon.close(&looked_at, &[10, 15].map(Position), NOW), "15 was not swept");
-        assert_eq!(swept(&horizon, &horizon.aged(NOW)), [(15, 15), (21, 29)]);
-        assert!(!horizon.close(&horizon.aged(NOW), &[Position(15)], NOW), "it was");
+        assert!(horizon.close(&looked_at, &[], &[10, 15].map(Position), NOW), "15 was not swept");
+        let later = NOW + GRACE;
+        let (all, looked_at) = (horizon.unswept(&[], later), horizon.aged(later));
+        assert_eq!(swept(&horizon, &looked_at), [(15, 15), (21, 29)], "others may be open as well");
+        let shown = [15, 25].map(Position);
+        assert!(!horizon.close(&looked_at, &all, &shown, later), "they were");
+    }
+
+    #[test]
+    fn rows_of_a_long_transaction_that_lie_side_by_side_are_one_hole() {
+        let mut horizon = Horizon::default();
+        pass_old(&mut horizon, &[5_000, 6_000]);
+        let shown: Vec<_> = (1_000..4_000).chain(5_500..5_600).map(Position).collect();
+        horizon.close(&horizon.aged(NOW), &[], &shown, NOW);
+        assert_eq!(spans(&horizon), [(1_000, 3_999), (5_500, 5_599)]);
+        assert_eq!(horizon.hole_count(), 2);
     }
 
     #[test]
@@ -312,7 +351,7 @@ mod tests {
         horizon.holes.insert(Position(7), Hole { last: Position(7), until: NOW, shown: false });
         let looked_at = horizon.aged(NOW);
         assert_eq!(looked_at, [Span::new(Position(1), Position(7))]);
-        horizon.close(&looked_at, &[2, 3, 4, 8].map(Position), NOW);
+        horizon.close(&looked_at, &[], &[2, 3, 4, 8].map(Position), NOW);
         assert_eq!(spans(&horizon), [(3, 3), (5, 5)]);
     }
 
@@ -322,7 +361,7 @@ mod tests {
         let rows: Vec<_> = (1..=2_000).map(|n| n * 3).collect();
         pass_old(&mut horizon, &rows);
         assert_eq!(horizon.hole_count(), 2_000);
-        horizon.close(&horizon.aged(NOW), &[], NOW);
+        horizon.close(&horizon.aged(NOW), &[], &[], NOW);
         assert_eq!(horizon.hole_count(), 0);
     }
 

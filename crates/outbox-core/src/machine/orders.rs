@@ -110,6 +110,11 @@ impl PageOrder {
 }
 
 impl ClaimOrder {
+    /// Whether it sweeps only, a part of what there is to sweep.
+    pub(super) fn is_part(&self) -> bool {
+        self.page.is_none() && self.fetch.is_empty() && !self.sweep.is_empty()
+    }
+
     /// The claim as the store takes it.
     pub fn request(&self) -> Claim<'_> {
         let mut claim = Claim::new(self.bytes)
