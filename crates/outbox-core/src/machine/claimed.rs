@@ -321,7 +321,7 @@ impl Machine {
         for position in &claim.order.fetch {
             let answer = found.remove(position);
             if self.rows.contains_key(position) {
-                self.refill(*position, answer, now);
+                self.refill(claim, *position, answer, now);
             } else {
                 self.read_unread(claim, *position, answer, now);
             }
@@ -361,9 +361,13 @@ impl Machine {
     }
 
     /// A row that was known without its content was read again, or is gone.
-    fn refill(&mut self, position: Position, answer: Option<Claimed>, now: Time) {
+    fn refill(&mut self, claim: &Claiming, position: Position, answer: Option<Claimed>, now: Time) {
         let Some(row) = self.rows.get_mut(&position) else { return };
         if row.phase != Phase::Queued || row.content.is_some() {
+            return;
+        }
+        // It may have been read before that.
+        if row.changed_at_claim >= claim.number {
             return;
         }
         let longest = self.topics.retry(row.topic).cap();
@@ -512,6 +516,8 @@ impl Machine {
         let (id, topic, lane) = (row.key, row.topic, row.lane);
         let cannot_send = self.topics.get(topic).is_congested();
         let key = self.keys.entry(id).or_insert_with(|| Key::new(topic, lane));
+        // Another one than before, if the number of lanes was changed.
+        key.lane = lane;
         key.queue.insert(position);
         // What was barred has its content, however many of its key there were.
         let waits = key.blocked || key.place == Place::Stalled && cannot_send;

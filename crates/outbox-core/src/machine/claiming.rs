@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::keys::{KeyId, Place};
 use super::publishing::Batch;
-use super::{Action, ClaimOrder, Claiming, Machine, PageOrder, Stage, Time};
+use super::{Action, ClaimOrder, Claiming, Machine, PageOrder, Phase, Stage, Time};
 use crate::delivery::{Lane, Position, Span};
 use crate::observe::Event;
 use crate::seeded::seeded;
@@ -275,7 +275,9 @@ impl Machine {
             let mut some = false;
             for position in key.queue.iter().take(ahead) {
                 let Some(row) = self.rows.get(&position) else { continue };
-                if row.content.is_some() || row.unreadable.is_some() {
+                // Of a row that is being written, the state that is read now may be of before.
+                let written = row.phase != Phase::Queued;
+                if written || row.content.is_some() || row.unreadable.is_some() {
                     continue;
                 }
                 if !take(position, row.bytes(), &mut order.fetch) {

@@ -88,6 +88,7 @@ impl Machine {
         self.catch_up = None;
         self.fresh_lanes.clear();
         self.scan_after = Position::START;
+        self.sweep_after = None;
         self.caught_up = false;
         let lanes: Vec<Lane> = self.leases.iter().map(|(lane, _)| lane).collect();
         self.forget_lanes(&lanes, now);
@@ -124,6 +125,7 @@ impl Machine {
         for lane in &lost {
             self.lanes.remove(lane);
         }
+        self.unsettled.abandon(&lost);
         self.tell(Event::LanesLost { lanes: lost });
     }
 

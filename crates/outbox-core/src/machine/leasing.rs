@@ -1,6 +1,6 @@
 //! Which lanes are ours, which to take and which to hand over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Time;
@@ -190,6 +190,10 @@ impl Leases {
                 self.observed.insert(lane, seen);
             }
         }
+        // The number of lanes was changed.
+        let listed: BTreeSet<Lane> = standing.lanes.iter().map(|record| record.lane).collect();
+        let gone = self.held.extract_if(.., |lane, _| !listed.contains(lane));
+        changes.lost.extend(gone.map(|(lane, _)| lane));
         self.standing = standing;
         let current = |worker: &&WorkerRecord| worker.seen < self.ttl / CURRENT;
         let peers =
@@ -412,6 +416,17 @@ mod tests {
             let owned: usize = workers.iter().map(|worker| worker.leases.len()).sum();
             assert_eq!(owned, 16, "{count} workers, dead after {dies_at} s");
         }
+    }
+
+    #[test]
+    fn a_lane_that_is_not_there_any_more_is_lost() {
+        let mut worker = Worker::new(1);
+        worker.keep(&mut LeaseTable::new(NonZeroU16::new(4).unwrap()), Time::ZERO, true);
+        let (mut standing, now) = (worker.leases.standing.clone(), Duration::from_secs(1));
+        standing.lanes.retain(|record| record.lane.0 < 3);
+        let changes = worker.leases.apply(standing, &[], &[], now, now);
+        assert_eq!(changes, Changes { gained: vec![], lost: vec![Lane(3)] });
+        assert!(worker.leases.get(Lane(3)).is_none() && worker.leases.len() == 3);
     }
 
     #[test]

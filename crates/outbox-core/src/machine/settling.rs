@@ -74,6 +74,18 @@ struct Out {
     lanes: Vec<Lane>,
 }
 
+impl Out {
+    /// Takes these failures out. Gives their lanes.
+    fn abandon(&mut self, is_lost: impl Fn(&Failed) -> bool) -> Vec<Lane> {
+        let order = Arc::make_mut(&mut self.order);
+        let gone = order.failed.extract_if(.., |failed| is_lost(failed));
+        let gone = gone.map(|failed| failed.lease.lane).collect();
+        self.lanes.truncate(order.delivered.len());
+        self.lanes.extend(order.failed.iter().map(|failed| failed.lease.lane));
+        gone
+    }
+}
+
 /// Settled rows that a claim which is still out may bring in again.
 #[derive(Debug, Clone)]
 pub(super) struct Fading {
@@ -206,16 +218,38 @@ impl Unsettled {
         });
     }
 
-    fn confirm(&mut self, out: &Out) {
-        self.rows -= out.order.delivered.len();
-        for lane in &out.lanes {
-            if let Some(count) = self.lanes.get_mut(lane) {
-                *count -= 1;
-                if *count == 0 {
-                    self.lanes.remove(lane);
-                }
+    /// These lanes were lost: failures that were not recorded yet are not written any more. Should the
+    /// same lease come back, its rows have been read again, and may be under way.
+    pub(super) fn abandon(&mut self, lost: &[Lane]) {
+        let is_lost = |failed: &Failed| lost.contains(&failed.lease.lane);
+        let mut gone: Vec<Lane> = Vec::new();
+        self.failed.retain(|failed| {
+            gone.extend(is_lost(failed).then_some(failed.lease.lane));
+            !is_lost(failed)
+        });
+        let waiting = self.again.iter_mut().chain(&mut self.refused).map(|(_, out)| out);
+        for out in waiting.chain(self.out.values_mut()) {
+            if out.order.failed.iter().any(is_lost) {
+                gone.extend(out.abandon(is_lost));
             }
         }
+        self.again.retain(|(_, out)| !out.lanes.is_empty());
+        self.refused.retain(|(_, out)| !out.lanes.is_empty());
+        gone.into_iter().for_each(|lane| self.leave(lane));
+    }
+
+    fn leave(&mut self, lane: Lane) {
+        if let Some(count) = self.lanes.get_mut(&lane) {
+            *count -= 1;
+            if *count == 0 {
+                self.lanes.remove(&lane);
+            }
+        }
+    }
+
+    fn confirm(&mut self, out: &Out) {
+        self.rows -= out.order.delivered.len();
+        out.lanes.iter().for_each(|lane| self.leave(*lane));
     }
 }
 
@@ -259,6 +293,8 @@ impl Machine {
         let settled = match result {
             Ok(settled) => settled,
             Err(_) if seeded!("unclear-settle-is-done") => Settled::default(),
+            // All of it was given up in the meantime.
+            Err(kind) if out.lanes.is_empty() => return self.store_failed(Step::Settle, kind),
             Err(kind) => {
                 // It may have happened: the rows stay known until it was repeated.
                 Arc::make_mut(&mut out.order).repeated = true;
