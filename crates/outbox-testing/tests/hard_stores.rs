@@ -1,5 +1,5 @@
 //! Stores that are neither down nor well: one behind a slow line, one that passes what it has deleted
-//! slowly, one that sweeps slowly, and one that refuses to record failures.
+//! slowly, one that sweeps or settles slowly, and one that refuses to record failures.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
@@ -22,6 +22,8 @@ struct Hard {
     ids_per_second: u32,
     /// How quickly it looks for late rows.
     swept_per_second: u32,
+    /// How quickly it settles rows.
+    settled_per_second: u32,
     records_failures: bool,
 }
 
@@ -32,6 +34,7 @@ impl Hard {
             bytes_per_second: u32::MAX,
             ids_per_second: u32::MAX,
             swept_per_second: u32::MAX,
+            settled_per_second: u32::MAX,
             records_failures: true,
         }
     }
@@ -69,6 +72,8 @@ impl Store for Hard {
         if !self.records_failures && !request.failed.is_empty() {
             return Err(StoreErrorKind::Denied.into());
         }
+        let rows = request.delivered.len() + request.failed.len();
+        sleep(Duration::from_secs(rows as u64) / self.settled_per_second).await;
         self.store.settle(request).await
     }
 
@@ -207,6 +212,21 @@ async fn late_rows_that_are_too_many_for_one_sweep_are_delivered() {
     large.commit();
     sleep(Duration::from_secs(120)).await;
     assert_eq!(store.pending().len(), 0);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn settles_that_take_too_long_become_smaller_until_they_do_not() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    broker.fail_when(|d| d.message.key() == Some(b"7"), PublishErrorKind::Rejected);
+    commit(&store, (0..4_000).map(|key| (key.to_string(), "p".to_owned()))).await;
+    // By default a statement may take 5 s: some hundred of them are settled in that.
+    let slow = Hard { settled_per_second: 20, ..Hard::new(store.clone()) };
+    let dispatcher = Dispatcher::builder(slow, broker.clone()).build().unwrap();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(store.pending().len(), 1, "the one that fails");
+    broker.assert_no_repetition();
     running.abort();
 }
 

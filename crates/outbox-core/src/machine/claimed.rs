@@ -18,8 +18,8 @@ use crate::store::{ClaimReply, Claimed, StoreErrorKind, Swept, Unreadable, Watch
 
 /// After a failed claim nothing is read for about as long as without new rows, but for no longer.
 const BACK_OFF: Duration = Duration::from_secs(1);
-/// So often claims are halved that take too long.
-const MOST_HALVINGS: u32 = 10;
+/// So often claims and settles are halved that take too long.
+pub(super) const MOST_HALVINGS: u32 = 10;
 /// A scan or a catch-up that takes too long passes so much less next time, and twice as much each time
 /// that it is quick; so many ids at least.
 const SHRINKS: u64 = 16;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ahead::AHEAD;
+use super::claimed::MOST_HALVINGS;
 use super::{Action, Machine, Map, Phase, Settings, SettleOrder, Stage, Time};
 use crate::delivery::{Lane, Position, Settlement};
 use crate::observe::{Event, Step};
@@ -34,6 +35,8 @@ pub(super) struct Unsettled {
     refused_at: Time,
     failures: u32,
     failing: Option<Time>,
+    /// So often settles are halved that take too long.
+    fewer: u32,
     lanes: Map<Lane, usize>,
     rows: usize,
     next: u64,
@@ -72,9 +75,29 @@ const CHOICE: usize = 8;
 struct Out {
     order: Arc<SettleOrder>,
     lanes: Vec<Lane>,
+    /// When it went to the store last.
+    sent: Time,
 }
 
 impl Out {
+    fn rows(&self) -> usize {
+        self.order.delivered.len() + self.order.failed.len()
+    }
+
+    /// Takes half of the rows out.
+    fn split(&mut self) -> Self {
+        let order = Arc::make_mut(&mut self.order);
+        let delivered = order.delivered.split_off(order.delivered.len() / 2);
+        let failed = order.failed.split_off(order.failed.len().div_ceil(2));
+        let failed_lanes = self.lanes.split_off(order.delivered.len() + delivered.len());
+        let mut lanes = self.lanes.split_off(order.delivered.len());
+        let (kept, gone) = failed_lanes.split_at(order.failed.len());
+        self.lanes.extend_from_slice(kept);
+        lanes.extend_from_slice(gone);
+        let order = SettleOrder { delivered, failed, ..*order };
+        Self { order: Arc::new(order), lanes, sent: self.sent }
+    }
+
     /// Takes these failures out. Gives their lanes.
     fn abandon(&mut self, is_lost: impl Fn(&Failed) -> bool) -> Vec<Lane> {
         let order = Arc::make_mut(&mut self.order);
@@ -157,7 +180,7 @@ impl Unsettled {
         let lanes = out.lanes.split_off(order.delivered.len());
         let order = SettleOrder { delivered: Vec::new(), failed, ..order.clone() };
         self.next += 1;
-        self.refused.push_back((self.next, Out { order: Arc::new(order), lanes }));
+        self.refused.push_back((self.next, Out { order: Arc::new(order), lanes, sent: out.sent }));
         self.refused_at = now + REFUSED_WAIT;
     }
 
@@ -165,16 +188,18 @@ impl Unsettled {
         if self.chosen.is_empty() {
             self.choose(settings, is_leaving);
         }
-        let count = self.chosen.len().min(settings.settle_rows);
+        let most = |rows: usize| (rows >> self.fewer).max(1);
+        let count = self.chosen.len().min(most(settings.settle_rows));
+        let failures = self.failed.len().min(most(settings.settle_rows.div_ceil(4)));
         let (delivered, mut lanes): (Vec<_>, Vec<_>) = self.chosen.drain(..count).unzip();
         if self.chosen.is_empty() && self.waiting.is_empty() {
             self.since = None;
         }
-        let failed: Vec<Failed> =
-            self.failed.drain(..self.failed.len().min(settings.settle_rows.div_ceil(4))).collect();
+        let failed: Vec<Failed> = self.failed.drain(..failures).collect();
         lanes.extend(failed.iter().map(|failed| failed.lease.lane));
         let archive = settings.retention != Retention::Delete;
-        Out { order: Arc::new(SettleOrder { delivered, failed, archive, repeated: false }), lanes }
+        let order = SettleOrder { delivered, failed, archive, repeated: false };
+        Out { order: Arc::new(order), lanes, sent: Time::ZERO }
     }
 
     /// Chooses what the next settles take, in the order of ids: what is urgent, then runs, then the
@@ -267,7 +292,7 @@ impl Machine {
         }
         let refused = self.unsettled.refused_at <= now && self.unsettled.again.is_empty();
         let refused = if refused { self.unsettled.refused.pop_front() } else { None };
-        let (number, out) = match self.unsettled.again.pop_front().or(refused) {
+        let (number, mut out) = match self.unsettled.again.pop_front().or(refused) {
             Some(again) => again,
             None if !self.unsettled.has_new() => return None,
             None => {
@@ -279,6 +304,7 @@ impl Machine {
             }
         };
         let order = Arc::clone(&out.order);
+        out.sent = now;
         self.unsettled.out.insert(number, out);
         Some(Action::Settle(number, order))
     }
@@ -315,12 +341,22 @@ impl Machine {
                 if kind != StoreErrorKind::Conflict || self.unsettled.failures > 5 {
                     self.unsettled.failing.get_or_insert(now);
                 }
+                // What took too long may have been too much.
+                let took = now.saturating_sub(out.sent);
+                if took > self.settings.statement_deadline / 2 && out.rows() > 1 {
+                    self.unsettled.fewer = (self.unsettled.fewer + 1).min(MOST_HALVINGS);
+                    self.unsettled.next += 1;
+                    self.unsettled.again.push_back((self.unsettled.next, out.split()));
+                }
                 self.unsettled.again.push_back((number, out));
                 return self.store_failed(Step::Settle, kind);
             }
         };
         self.unsettled.failing = None;
         self.unsettled.failures = 0;
+        if now.saturating_sub(out.sent) < self.settings.statement_deadline / 4 {
+            self.unsettled.fewer = self.unsettled.fewer.saturating_sub(1);
+        }
         self.unsettled.confirm(&out);
         let rows: Vec<Position> =
             out.order.delivered.iter().map(|delivered| delivered.id.position).collect();

@@ -11,7 +11,10 @@ use outbox_core::{Delivery, MessageId};
 pub(super) struct Conduct {
     /// Messages of each publish that are not answered yet.
     publishes: BTreeMap<u64, Vec<Option<MessageId>>>,
+    /// How many delivered rows each settle has that is not confirmed.
     settles: BTreeMap<u64, isize>,
+    /// Rows of all settles so far, with the attempts to record of those that failed.
+    settled: BTreeSet<(MessageId, Option<u32>)>,
     acknowledged: BTreeSet<MessageId>,
     /// Published, and neither failed nor confirmed settled.
     in_flight: isize,
@@ -44,12 +47,20 @@ impl Conduct {
         wrong
     }
 
-    /// The worker settles; tells whether it keeps from the store that it does so again.
+    /// The worker settles; tells whether it keeps from the store that it does so again. What took too
+    /// long it may divide: the parts have new numbers, and what failed under a lease that ran out
+    /// may fail once more.
     pub(super) fn settles(&mut self, number: u64, order: &SettleOrder) -> Option<String> {
         let request = order.request();
-        let before = self.settles.insert(number, request.delivered.len() as isize);
-        (before.is_some() != request.repeated)
-            .then(|| format!("settle: {number} tells of its repetition: {}", request.repeated))
+        let delivered = request.delivered.iter().map(|row| (row.id.message, None));
+        let failed = request.failed.iter().map(|row| (row.id.message, Some(row.attempts)));
+        let known = self.settles.insert(number, request.delivered.len() as isize).is_some();
+        let again = known || delivered.clone().any(|row| self.settled.contains(&row));
+        let rows: Vec<_> = delivered.chain(failed).collect();
+        let new = !rows.iter().any(|row| self.settled.contains(row));
+        self.settled.extend(rows);
+        let wrong = if request.repeated { new } else { again };
+        wrong.then(|| format!("settle: {number} tells of its repetition: {}", request.repeated))
     }
 
     /// Messages at the broker without an answer.
