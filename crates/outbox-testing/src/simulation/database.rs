@@ -144,11 +144,12 @@ impl Database {
         self.committed().filter(move |(position, _)| *position > after && *position <= through)
     }
 
-    /// Every second span of the sweep, from the first or the second one on, at a snapshot that is
-    /// not older than the page's: a sweep may be several statements.
-    pub(super) fn sweep(&self, claim: &Claim<'_>, first: usize, reply: &mut ClaimReply) {
+    /// The even or the odd ids of the sweep, at a snapshot that is not older than the page's: a sweep
+    /// may be several statements, and they may part a span anywhere.
+    pub(super) fn sweep(&self, claim: &Claim<'_>, odd: bool, reply: &mut ClaimReply) {
         for (position, row) in self.committed() {
-            if claim.sweep.iter().skip(first).step_by(2).any(|span| span.contains(position)) {
+            let now = !position.0.is_multiple_of(2) == odd;
+            if now && claim.sweep.iter().any(|span| span.contains(position)) {
                 reply.swept.push(Swept::new(position, row.lane, row.message.size()));
             }
         }

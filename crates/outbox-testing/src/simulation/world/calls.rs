@@ -78,13 +78,14 @@ impl World {
         };
         let slow = self.plan.slow_reads && self.random.random_ratio(1, 4);
         let longer = if slow { self.millis(5, 400) } else { Duration::ZERO };
+        let odd_first = self.random.random();
         let between = (answer_at + longer).saturating_sub(at) / 4;
         self.after(at, move |world| {
             let mut reply = world.database.page(&order.request(), world.now);
             world.after(between, move |world| {
-                world.database.sweep(&order.request(), 0, &mut reply);
+                world.database.sweep(&order.request(), odd_first, &mut reply);
                 world.after(between, move |world| {
-                    world.database.sweep(&order.request(), 1, &mut reply);
+                    world.database.sweep(&order.request(), !odd_first, &mut reply);
                     world.database.rest(&order.request(), &mut reply, world.now);
                     world.after(between, move |world| {
                         world.database.scan(&order.request(), &mut reply);
