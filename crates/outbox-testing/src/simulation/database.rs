@@ -148,7 +148,7 @@ impl Database {
     /// may be several statements, and they may part a span anywhere.
     pub(super) fn sweep(&self, claim: &Claim<'_>, odd: bool, reply: &mut ClaimReply) {
         for (position, row) in self.committed() {
-            let now = !position.0.is_multiple_of(2) == odd;
+            let now = position.0.is_multiple_of(2) != odd;
             if now && claim.sweep.iter().any(|span| span.contains(position)) {
                 reply.swept.push(Swept::new(position, row.lane, row.message.size()));
             }
