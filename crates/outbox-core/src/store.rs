@@ -162,8 +162,8 @@ pub struct StoreProfile {
     /// Whether positions become visible in ascending order, as in a store with one writer at a
     /// time. There are no late rows then, and the dispatcher asks for no sweep.
     pub in_commit_order: bool,
-    /// Conditions under which order per key, or the database itself, is not safe, for the log and the
-    /// status.
+    /// What was found unsafe, in words, for the log and the status: conditions under which order
+    /// per key does not hold, clocks that differ, a database that can be damaged.
     pub warnings: Vec<String>,
 }
 

@@ -50,7 +50,7 @@ impl Shell {
             () = &mut shutdown => return Ok(Summary::default()),
         };
         for warning in &profile.warnings {
-            tracing::warn!(warning, "order per key is not assured");
+            tracing::warn!(warning, "the store warns");
         }
         let worker = self.settings.worker;
         tracing::info!(%worker, lanes = profile.lanes, "dispatcher started");

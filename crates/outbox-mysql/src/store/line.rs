@@ -94,7 +94,7 @@ impl Unit<'_> {
         }
     }
 
-    /// What endangers order on this server.
+    /// What is unsafe about this server.
     pub(super) fn warnings(&self) -> Vec<String> {
         self.session.as_ref().map(|session| session.warnings.clone()).unwrap_or_default()
     }

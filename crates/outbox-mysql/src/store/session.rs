@@ -43,7 +43,7 @@ pub(super) struct Session {
     pub(super) connection: MySqlConnection,
     /// Which server answered.
     pub(super) server: u64,
-    /// Conditions under which order per key is not assured.
+    /// What is unsafe about this server, in words.
     pub(super) warnings: Vec<String>,
     /// Whether others on the way may read along.
     pub(super) exposed: bool,
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_endangers_order_is_a_warning() {
+    fn what_endangers_order_and_a_clock_that_differs_are_warnings() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         assert_eq!(server(&[]).warnings(now), Vec::<String>::new());
         let endangered = server(&[("auto_increment_increment", "2"), ("wsrep_on", "ON")]);
