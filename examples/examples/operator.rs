@@ -149,14 +149,11 @@ async fn show(store: &impl DeadLetters, id: MessageId) -> Result<bool> {
 }
 
 fn line(letter: &DeadLetter) -> String {
-    let place = match letter.cursor.place {
-        Place::Held => "held",
-        Place::Dead => "dead",
-    };
     // A row that was not written by an outbox may hold no valid message.
     let message = letter.message.as_ref();
     format!(
-        "{place} {} topic={} key={} attempts={} age={}s failure={}",
+        "{} {} topic={} key={} attempts={} age={}s failure={}",
+        letter.cursor.place,
         letter.id,
         message.map_or("?", |message| message.topic()),
         text(message.and_then(|message| message.key())),

@@ -1,5 +1,6 @@
 //! The operator's side of a store: held and dead messages.
 
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -123,6 +124,16 @@ pub enum Place {
     Dead,
 }
 
+/// `held` or `dead`.
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Held => "held",
+            Self::Dead => "dead",
+        })
+    }
+}
+
 /// Where a listing stopped: pass [`DeadLetter::cursor`] of the last message to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cursor {
@@ -173,5 +184,15 @@ impl DeadLetter {
         self.attempts = attempts;
         self.failure = failure;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_reads_as_its_word() {
+        assert_eq!([Place::Held, Place::Dead].map(|place| place.to_string()), ["held", "dead"]);
     }
 }

@@ -73,7 +73,7 @@ impl Observer for MetricsObserver {
             }
             Event::StoreFailed { step, kind } => {
                 ::metrics::counter!(
-                    "outbox_store_failures_total", "step" => word(*step), "kind" => class(*kind)
+                    "outbox_store_failures_total", "step" => step.word(), "kind" => class(*kind)
                 )
                 .increment(1);
             }
@@ -102,19 +102,6 @@ const BACKLOG: [&str; 4] = [
 fn no_backlog() {
     for figure in BACKLOG {
         ::metrics::gauge!(figure).set(f64::NAN);
-    }
-}
-
-fn word(step: Step) -> &'static str {
-    match step {
-        Step::Open => "open",
-        Step::Keep => "keep",
-        Step::Claim => "claim",
-        Step::Publish => "publish",
-        Step::Settle => "settle",
-        Step::Release => "release",
-        Step::Purge => "purge",
-        Step::Backlog => "backlog",
     }
 }
 

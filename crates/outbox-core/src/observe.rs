@@ -1,5 +1,6 @@
 //! What a dispatcher tells while it works.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,12 @@ use crate::store::{Backlog, StoreErrorKind};
 pub trait Observer: Send + Sync + 'static {
     /// Something happened.
     fn observe(&self, event: &Event);
+}
+
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn observe(&self, event: &Event) {
+        O::observe(self, event);
+    }
 }
 
 /// Something a dispatcher did or found.
@@ -179,4 +186,59 @@ pub enum Step {
     Purge,
     /// Counting the backlog.
     Backlog,
+}
+
+impl Step {
+    /// The word for this step in texts and metrics.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Keep => "keep",
+            Self::Claim => "claim",
+            Self::Publish => "publish",
+            Self::Settle => "settle",
+            Self::Release => "release",
+            Self::Purge => "purge",
+            Self::Backlog => "backlog",
+        }
+    }
+}
+
+/// As the label `step` of the metrics: `claim`.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.word())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counter(AtomicUsize);
+
+    impl Observer for Counter {
+        fn observe(&self, _: &Event) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn an_observer_that_is_shared_is_told() {
+        let counter = Arc::new(Counter::default());
+        let shared: Arc<dyn Observer> = counter.clone();
+        let told: [Box<dyn Observer>; 2] = [Box::new(shared), Box::new(Arc::clone(&counter))];
+        for observer in told {
+            observer.observe(&Event::Stopped);
+        }
+        assert_eq!(counter.0.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_step_reads_as_its_word() {
+        assert_eq!(Step::Backlog.to_string(), "backlog");
+    }
 }

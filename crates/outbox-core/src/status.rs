@@ -1,5 +1,6 @@
 //! How a dispatcher is doing.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ pub struct Status {
     pub last_delivery: Option<Duration>,
     /// What the dispatcher waits for, in words.
     pub detail: Option<String>,
-    /// Conditions under which order per key is not assured.
+    /// What the store found unsafe when it was opened, in words:
+    /// [`StoreProfile::warnings`](crate::store::StoreProfile::warnings).
     pub warnings: Vec<String>,
 }
 
@@ -72,5 +74,39 @@ impl Health {
     /// Whether a readiness probe should pass.
     pub fn is_ready(self) -> bool {
         matches!(self, Self::Working | Self::Idle | Self::Standby)
+    }
+}
+
+/// In lower case, with whole seconds: `idle`, `broker down for 12 s`.
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (words, since) = match self {
+            Self::Starting => ("starting", None),
+            Self::Working => ("working", None),
+            Self::Idle => ("idle", None),
+            Self::Standby => ("standby", None),
+            Self::BrokerDown { since } => ("broker down", Some(since)),
+            Self::StoreDown { since } => ("store down", Some(since)),
+            Self::Stuck { since } => ("stuck", Some(since)),
+            Self::Draining => ("draining", None),
+            Self::Stopped => ("stopped", None),
+        };
+        match since {
+            Some(since) => write!(f, "{words} for {} s", since.as_secs()),
+            None => f.write_str(words),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_reads_as_words() {
+        let since = Duration::from_millis(12_700);
+        assert_eq!(Health::Idle.to_string(), "idle");
+        assert_eq!(Health::BrokerDown { since }.to_string(), "broker down for 12 s");
+        assert_eq!(Health::Stuck { since }.to_string(), "stuck for 12 s");
     }
 }

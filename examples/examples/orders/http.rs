@@ -88,7 +88,7 @@ async fn health(State(shop): State<Shop>) -> (StatusCode, Json<Value>) {
     );
     let code = if unfit { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let body = json!({
-        "relay": format!("{:?}", status.health),
+        "relay": status.health.to_string(),
         "delivers": status.health.is_ready(),
         "pending": status.backlog.map(|backlog| backlog.pending),
         "oldest_pending_age_seconds":

@@ -22,7 +22,7 @@ fn health(status: &Status) -> (StatusCode, Json<Value>) {
     };
     let age = status.backlog.and_then(|backlog| backlog.oldest_age);
     let body = json!({
-        "health": format!("{:?}", status.health),
+        "health": status.health.to_string(),
         "detail": status.detail,
         "warnings": status.warnings,
         "closed_topics": status.closed_topics.iter().map(|topic| &**topic).collect::<Vec<_>>(),

@@ -184,7 +184,7 @@ async fn orders_are_taken_while_kafka_is_down_and_billed_when_it_is_back() -> Re
 
     let service = Service::start(&url, "127.0.0.1:1", &topic).await?;
     service.place().await?;
-    let told = |answer: &super::http::Answer| answer.body.contains("BrokerDown");
+    let told = |answer: &super::http::Answer| answer.body.contains("broker down");
     let health = get_until(&service.address, "/health", told).await?;
     ensure!(health.code == 200 && health.json()?["delivers"] == false, "{health:?}");
     service.place().await?;
