@@ -54,7 +54,8 @@ impl MySqlInbox {
     pub fn new(schema: &MySqlSchema, consumer: impl Into<String>) -> Result<Self, StoreError> {
         let consumer = consumer.into();
         if !(1..=Self::MAX_CONSUMER_BYTES).contains(&consumer.len()) {
-            return Err(StoreErrorKind::Invalid.into());
+            let why = "name of the consumer is empty or longer than 255 bytes";
+            return Err(StoreError::new(StoreErrorKind::Invalid, why));
         }
         let inbox = &schema.tables().inbox;
         // The table's name is checked by `Tables`; all else is constant.

@@ -210,9 +210,9 @@ fn other_version(version: u32) -> StoreError {
 }
 
 fn lane_count(lanes: u16) -> Result<NonZeroU16, StoreError> {
-    NonZeroU16::new(lanes)
-        .filter(|lanes| lanes.get() <= MySqlSchema::MAX_LANES)
-        .ok_or_else(|| StoreErrorKind::Invalid.into())
+    NonZeroU16::new(lanes).filter(|lanes| lanes.get() <= MySqlSchema::MAX_LANES).ok_or_else(|| {
+        StoreError::new(StoreErrorKind::Invalid, "number of lanes is not 1 to 1,024")
+    })
 }
 
 #[cfg(test)]

@@ -34,7 +34,12 @@ impl Tables {
         let valid = (1..=32).contains(&prefix.len())
             && prefix.bytes().all(word)
             && !prefix.as_bytes()[0].is_ascii_digit();
-        if valid { Ok(Self::named(prefix)) } else { Err(StoreErrorKind::Invalid.into()) }
+        let why = "table prefix is not a letter or _, then at most 31 letters, digits or _";
+        if valid {
+            Ok(Self::named(prefix))
+        } else {
+            Err(StoreError::new(StoreErrorKind::Invalid, why))
+        }
     }
 
     fn named(prefix: &str) -> Self {
@@ -69,6 +74,8 @@ mod tests {
         for bad in ["", "1a", "a-b", "a b", "a;", "a`", "é", "a.b", &"x".repeat(33)] {
             let error = Tables::with_prefix(bad).unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Invalid, "{bad:?}");
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            assert!(why.is_some_and(|why| why.starts_with("table prefix is not")), "{bad:?}");
         }
         for good in ["a", "_", "shop_", "A9_", &"x".repeat(32)] {
             assert_eq!(Tables::with_prefix(good).unwrap().outbox, format!("{good}outbox"));
