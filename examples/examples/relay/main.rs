@@ -17,6 +17,7 @@
 //! | `OUTBOX_LEASE_SECONDS` | `45` | how long the lanes of a relay that died wait |
 //! | `OUTBOX_MESSAGE_TIMEOUT_SECONDS` | `15` | how long Kafka may take for a message; the lease must outlast it |
 //! | `OUTBOX_ROWS_IN_FLIGHT` | `20000` | the bound of what is published again after a crash |
+//! | `OUTBOX_MAX_ATTEMPTS` | unlimited | after so many attempts that count a message dies: it is held, or skipped in `OUTBOX_SKIP_TOPICS` |
 //! | `OUTBOX_TOPICS` | none | the topics that have figures of their own, with commas between; the rest is `other` |
 //! | `OUTBOX_SKIP_TOPICS` | none | the topics whose dead messages go to the dead letters instead of holding their key |
 //! | `RUST_LOG` | `info` | what is logged |
@@ -110,6 +111,7 @@ fn dispatcher(settings: &Settings) -> Result<Dispatcher> {
     let store = MySqlStore::with_idle_timeout(database, &settings.schema, settings.lease);
     let mut dispatcher = Dispatcher::builder(store, broker.build()?)
         .lease(settings.lease)
+        .retry(settings.retry)
         .rows_in_flight(settings.rows_in_flight)
         .observer(MetricsObserver::new(&settings.topics));
     for topic in &settings.skip_topics {

@@ -5,6 +5,7 @@ use std::env;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use outbox_core::retry::RetryPolicy;
 use outbox_mysql::MySqlSchema;
 use outbox_mysql::sqlx::mysql::MySqlConnectOptions;
 
@@ -26,6 +27,7 @@ pub struct Settings {
     pub lease: Duration,
     pub message_timeout: Duration,
     pub rows_in_flight: usize,
+    pub retry: RetryPolicy,
     pub topics: Vec<String>,
     pub skip_topics: Vec<String>,
 }
@@ -77,6 +79,15 @@ impl Settings {
             |text| text.parse().ok().filter(|rows| *rows > 0),
             ROWS_IN_FLIGHT,
         );
+        let retry = reader.optional(
+            "OUTBOX_MAX_ATTEMPTS",
+            "a number of at least 1",
+            |text| {
+                let attempts = text.parse().ok().filter(|attempts| *attempts > 0)?;
+                Some(RetryPolicy::default().max_attempts(attempts))
+            },
+            RetryPolicy::default(),
+        );
         let topics = reader.list("OUTBOX_TOPICS");
         let skip_topics = reader.list("OUTBOX_SKIP_TOPICS");
         let kafka_properties = reader.properties();
@@ -90,6 +101,7 @@ impl Settings {
                 lease,
                 message_timeout,
                 rows_in_flight,
+                retry,
                 topics,
                 skip_topics,
             }),
@@ -172,6 +184,7 @@ mod tests {
         let settings = read(&[URLS[0], URLS[1], ("OUTBOX_LEASE_SECONDS", "")]).ok().unwrap();
         assert_eq!((settings.lease, settings.http), (LEASE, HTTP));
         assert_eq!(settings.schema, MySqlSchema::new());
+        assert_eq!(settings.retry, RetryPolicy::default());
     }
 
     #[tokio::test]
@@ -188,6 +201,7 @@ mod tests {
             ("OUTBOX_LEASE_SECONDS", "-1"),
             ("OUTBOX_MESSAGE_TIMEOUT_SECONDS", "secret"),
             ("OUTBOX_ROWS_IN_FLIGHT", "0"),
+            ("OUTBOX_MAX_ATTEMPTS", "0"),
         ];
         let mistakes = read(&wrong).err().unwrap();
         let told: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
@@ -210,6 +224,12 @@ mod tests {
         assert_eq!(settings.topics, ["orders", "payments"]);
         assert_eq!(settings.skip_topics, ["audit"]);
         assert_eq!(settings.kafka_properties, [("sasl.username".into(), "relay".into())]);
+    }
+
+    #[test]
+    fn a_maximum_of_attempts_is_taken_over() {
+        let limited = read(&[URLS[0], URLS[1], ("OUTBOX_MAX_ATTEMPTS", "7")]).ok().unwrap();
+        assert_eq!(limited.retry, RetryPolicy::default().max_attempts(7));
     }
 
     #[tokio::test]
