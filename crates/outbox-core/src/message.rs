@@ -149,6 +149,10 @@ impl MessageBuilder {
     }
 
     /// Sets the payload to these bytes.
+    ///
+    /// How large it may be is checked when the message is added: the whole message by
+    /// [`Limits::max_message_bytes`], 1,000,000 bytes by default, and the payload by the store, which
+    /// refuses more than 15 MiB.
     pub fn payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
         self.payload = Payload::Bytes(payload.into());
         self

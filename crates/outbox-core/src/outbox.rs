@@ -104,8 +104,9 @@ impl<W: Writer> Outbox<W> {
     ///
     /// # Errors
     ///
-    /// [`AddErrorKind::Message`] when the message breaks a limit; [`AddErrorKind::NoTransaction`]
-    /// when no transaction is open, which the server is asked; [`AddErrorKind::Store`] otherwise.
+    /// [`AddErrorKind::Message`] when the message breaks a limit of [`Limits`], such as its size;
+    /// [`AddErrorKind::NoTransaction`] when no transaction is open, which the server is asked;
+    /// [`AddErrorKind::Store`] otherwise, also for a payload above 15 MiB.
     /// After a store error, or if this future was dropped, the caller must roll back.
     pub async fn add(
         &self,
