@@ -241,6 +241,8 @@ mod tests {
         for lanes in [0, 1025] {
             let error = MySqlSchema::new().with_lanes(lanes).unwrap_err();
             assert_eq!(error.kind(), StoreErrorKind::Invalid);
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            assert_eq!(why.as_deref(), Some("number of lanes is not 1 to 1,024"));
         }
     }
 

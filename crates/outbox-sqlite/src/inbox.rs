@@ -155,5 +155,8 @@ mod tests {
         for (name, valid) in [("", false), ("a", true), (&*"x".repeat(256), false)] {
             assert_eq!(SqliteInbox::new(&SqliteSchema::new(), name).is_ok(), valid, "{name}");
         }
+        let error = SqliteInbox::new(&SqliteSchema::new(), "").unwrap_err();
+        let why = std::error::Error::source(&error).map(ToString::to_string);
+        assert!(why.is_some_and(|why| why.contains("longer than 255 bytes")));
     }
 }
