@@ -184,6 +184,19 @@ async fn messages_that_are_not_delivered_for_a_lease_make_it_stuck() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_message_for_a_missing_topic_makes_a_quiet_worker_stuck_and_names_the_topic() {
+    let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
+    broker.remove_topic("orders");
+    let dispatcher = dispatcher(&store, &broker);
+    let handle = dispatcher.handle();
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    commit(&store, "7").await;
+    until(&handle, "stuck", |health| matches!(health, Health::Stuck { .. })).await;
+    assert_eq!(handle.status().closed_topics, ["orders".into()]);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_after_a_long_quiet_is_work_and_does_not_make_it_stuck() {
     let (store, broker) = (MemoryStore::new(), MemoryBroker::new());
     let dispatcher = dispatcher(&store, &broker);
