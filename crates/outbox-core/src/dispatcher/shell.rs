@@ -413,7 +413,9 @@ fn log(event: &Event) {
         Event::CircuitClosed { after } => tracing::info!(?after, "broker is back"),
         Event::TopicClosed { topic } => tracing::error!(%topic, "topic is unknown or forbidden"),
         Event::TopicOpened { topic, after } => tracing::info!(%topic, ?after, "topic is back"),
-        Event::ServerChanged => tracing::warn!("another database server answers"),
+        Event::ServerChanged => {
+            tracing::warn!("another database server answers, or one that was started again")
+        }
         Event::Full { rows } => {
             tracing::error!(rows, "too many rows wait, no further ones are read")
         }

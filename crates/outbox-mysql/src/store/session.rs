@@ -41,7 +41,7 @@ pub(super) struct Settings {
 /// A connection with the settings that the relay relies on.
 pub(super) struct Session {
     pub(super) connection: MySqlConnection,
-    /// Which server answered.
+    /// Which server answered, since it was started last.
     pub(super) server: u64,
     /// What is unsafe about this server, in words.
     pub(super) warnings: Vec<String>,
@@ -78,13 +78,16 @@ impl Session {
         let exposed = is_exposed(encrypted, socket.is_some(), host);
         let clock = text::take(&mut answers)?;
         let clock = clock.rows.first().map(|row| text::number(row, 0)).transpose()?;
+        let start = text::take(&mut answers)?;
+        let start = start.rows.first().map(|row| text::bytes(row, 0)).transpose()?.flatten();
+        let start = start.unwrap_or_default().to_vec();
         let server = Server(variables);
         server.verify(settings.idle_timeout)?;
         if server.may_log_keys_only() {
             log_keys_only(&mut connection).await?;
         }
         let warnings = server.warnings(Duration::from_micros(clock.unwrap_or_default()));
-        let server = server.identity();
+        let server = server.identity(&start);
         Ok(Self { connection, server, warnings, exposed, used: Instant::now() })
     }
 
@@ -99,7 +102,8 @@ impl Session {
     }
 }
 
-/// The packet that sets a session up: two SETs, the variables, the cipher and the clock.
+/// The packet that sets a session up: two SETs, the variables, the cipher, the clock, and when the
+/// server was started.
 ///
 /// At REPEATABLE READ the relay's deletes lock gaps, and the application's inserts deadlock. A
 /// stopped relay must not hold a lock until the server's default of eight hours. Without its memory
@@ -126,7 +130,10 @@ fn set_up(idle: Duration) -> String {
            'read_only', 'super_read_only', 'innodb_read_only', \
            'auto_increment_increment', 'wsrep_on', 'log_bin', 'binlog_format');\
          SHOW SESSION STATUS LIKE 'Ssl_cipher';\
-         SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
+         SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6));\
+         SELECT UNIX_TIMESTAMP() - VARIABLE_VALUE \
+         FROM /*M! information_schema */ /*!80016 performance_schema */ .global_status \
+         WHERE VARIABLE_NAME = 'Uptime'"
     )
 }
 
@@ -200,9 +207,13 @@ impl Server {
         self.is_on("log_bin") && !self.is_on("wsrep_on")
     }
 
-    /// What tells this server from another one.
-    fn identity(&self) -> u64 {
+    /// What tells this server from another one, and from what it was before it was started again: rows
+    /// that were seen may be gone, and their ids given to others. Both servers compute the time for
+    /// which they run from the clock that a statement sees: so the time of the start, in whole seconds,
+    /// stays the same, however slow the answer is and whatever the clock does.
+    fn identity(&self, start: &[u8]) -> u64 {
         let mut hasher = DefaultHasher::new();
+        start.hash(&mut hasher);
         for name in ["server_uuid", "server_id", "hostname", "port", "datadir"] {
             self.get(name).hash(&mut hasher);
         }
@@ -282,11 +293,12 @@ mod tests {
     }
 
     #[test]
-    fn two_servers_differ() {
-        let one = server(&[]).identity();
-        assert_eq!(one, server(&[]).identity());
-        assert_ne!(one, server(&[("server_uuid", "b")]).identity());
-        assert_ne!(one, server(&[("hostname", "other")]).identity());
+    fn two_servers_differ_and_so_does_one_that_was_started_again() {
+        let one = server(&[]).identity(b"1764590000");
+        assert_eq!(one, server(&[]).identity(b"1764590000"));
+        assert_ne!(one, server(&[("server_uuid", "b")]).identity(b"1764590000"));
+        assert_ne!(one, server(&[("hostname", "other")]).identity(b"1764590000"));
+        assert_ne!(one, server(&[]).identity(b"1764590001"));
     }
 
     #[test]

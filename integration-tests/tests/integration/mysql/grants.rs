@@ -1,23 +1,28 @@
-//! The grants that `docs/running.md` tells users to give suffice, each for its own work.
+//! What `docs/running.md` has as SQL: its grants suffice, each for its own work, and its query finds
+//! what it is for.
 
 use std::sync::Arc;
 
 use integration_tests::servers;
 use outbox_core::broker::PublishErrorKind;
 use outbox_core::dead_letters::DeadLetterQuery;
+use outbox_core::delivery::{Failure, Settlement};
 use outbox_core::retry::{OnDeath, Retention, TopicPolicy};
+use outbox_core::store::{Failed, Settle};
 use outbox_core::{DeadLetters, Dispatcher};
 use outbox_mysql::MySqlInbox;
 use outbox_testing::MemoryBroker;
+use sqlx::Row as _;
 
 use super::*;
 
 const ROLES: [&str; 5] = ["writer", "relay", "operator", "consumer", "migrator"];
 
-/// The first block of SQL on the page.
-fn documented() -> &'static str {
+/// The first block of SQL under this heading of the page.
+fn documented(heading: &str) -> &'static str {
     let page = include_str!("../../../../docs/running.md");
-    let (_, rest) = page.split_once("```sql\n").expect("a block of SQL");
+    let (_, section) = page.split_once(heading).expect("the heading");
+    let (_, rest) = section.split_once("```sql\n").expect("a block of SQL");
     rest.split_once("```").expect("its end").0
 }
 
@@ -43,6 +48,24 @@ fn user_of(role: &str, database: &str) -> String {
 }
 
 on_both! {
+    async fn the_documented_query_finds_messages_that_are_tried_again(lab: Lab) -> Result<()> {
+        let mut connection = lab.connect().await?;
+        for (key, settlement) in [("a", Settlement::Retry(TTL)), ("b", Settlement::Held)] {
+            let row = lab.delivery(key).await?;
+            let (_, lease) = lab.take(row.lane).await?;
+            let failure = Failure::new("failed", "why");
+            let failed = Failed::new(id_of(&row), lease, row.state, 1, settlement, failure);
+            let settled = lab.store.settle(Settle::new(&[], &[failed])).await?;
+            assert_eq!(settled.refused, []);
+        }
+        let query = documented("## Messages that are tried again");
+        let rows = sqlx::raw_sql(query).fetch_all(&mut connection).await?;
+        let (attempts, error) = (rows[0].get::<u32, _>(3), rows[0].get::<String, _>(5));
+        assert_eq!((rows.len(), attempts), (1, 1));
+        assert!(error.starts_with("failed"), "{error}");
+        Ok(())
+    }
+
     async fn each_role_needs_no_more_than_its_grants(lab: Lab) -> Result<()> {
         let mut root = lab.connect().await?;
         let database = database_of(&lab.url)?;
@@ -50,7 +73,7 @@ on_both! {
         for role in ROLES {
             run(&mut root, format!("CREATE USER '{}'@'%'", user(role))).await?;
         }
-        let mut grants = documented().replace("shop.", &format!("{database}."));
+        let mut grants = documented("## Who may do what").replace("shop.", &format!("{database}."));
         for role in ROLES {
             grants = grants.replace(&format!("shop_{role}"), &user(role));
         }
@@ -112,7 +135,7 @@ on_both! {
         let user = user_of("migrator", database);
         let mut root = MySqlConnection::connect(&url).await?;
         run(&mut root, format!("CREATE USER '{user}'@'%'")).await?;
-        let grants = documented().lines().filter(|line| line.contains("'shop_migrator'"));
+        let grants = documented("## Who may do what").lines().filter(|line| line.contains("'shop_migrator'"));
         for grant in grants {
             let grant = grant.replace("shop.", &format!("{database}."));
             run(&mut root, grant.replace("shop_migrator", &user)).await?;

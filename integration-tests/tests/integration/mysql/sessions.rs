@@ -65,6 +65,44 @@ async fn a_server_that_becomes_read_only_is_unavailable_until_it_is_not(
     Ok(())
 }
 
+/// What a crash may do: without a binary log InnoDB shows rows before they are on the disk, and those of
+/// the last moment are gone afterwards. Their ids are given to others, though a relay has passed them.
+async fn ids_used_again_after_a_restart_of_the_server_are_delivered_in_order(
+    engine: Engine,
+) -> Result<()> {
+    let Some(server) = private(engine, Options::fast()).await? else { return Ok(()) };
+    let lab = Lab::at(&server, MySqlSchema::new().with_lanes(4)?).await?;
+    let broker = MemoryBroker::new();
+    let dispatcher = Dispatcher::builder(lab.store.clone(), broker.clone()).lease(TTL).build()?;
+    let running = tokio::spawn(dispatcher.run(std::future::pending()));
+    let messages = |count: usize| (0..count).map(|_| message("7")).collect::<Vec<_>>();
+    lab.add(messages(50)).await?;
+    broker.wait_for(50).await;
+    let identity = async || -> Result<u64> {
+        let store = MySqlStore::connect(&lab.url, &lab.schema).await?;
+        Ok(store.claim(Claim::new(1)).await?.server)
+    };
+    let before = identity().await?;
+    // The clock has gone on, the start has not.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(identity().await?, before);
+    while !lab.pending().await?.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    server.server().kill()?;
+    server.server().start().await?;
+    assert_ne!(identity().await?, before);
+    run(&mut lab.connect().await?, "ALTER TABLE outbox AUTO_INCREMENT = 1").await?;
+    let again = messages(60);
+    let ids: Vec<_> = again.iter().map(Message::id).collect();
+    lab.add(again).await?;
+    broker.wait_for(110).await;
+    broker.assert_order_per_key(&ids);
+    running.abort();
+    Ok(())
+}
+
 async fn several_writing_nodes_are_warned_about(engine: Engine) -> Result<()> {
     let options = Options::fast().with("--auto-increment-increment=2");
     let Some(server) = private(engine, options).await? else { return Ok(()) };
@@ -137,6 +175,7 @@ async fn lanes_change_where_a_server_keeps_the_names_of_tables_in_lower_case() -
 on_each! {
     hostile_defaults_of_the_server_do_not_reach_the_relay
     a_server_that_becomes_read_only_is_unavailable_until_it_is_not
+    ids_used_again_after_a_restart_of_the_server_are_delivered_in_order
     several_writing_nodes_are_warned_about
     where_the_relay_may_the_binary_log_keeps_only_what_tells_a_deleted_row_apart
 }
