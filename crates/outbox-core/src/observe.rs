@@ -126,8 +126,8 @@ pub enum Event {
         /// How.
         kind: StoreErrorKind,
     },
-    /// Another server answers, or the same one after it was started again: everything read before is
-    /// void, lanes are read from the start.
+    /// Another server answers, or the same one after it was started again, or its table has other rows
+    /// than before: everything read before is void, lanes are read from the start.
     ServerChanged,
     /// So many rows are known that no further pages are read until some are gone. Keys behind the
     /// last page wait for held or failing ones: the one case where a key delays others.

@@ -414,7 +414,9 @@ fn log(event: &Event) {
         Event::TopicClosed { topic } => tracing::error!(%topic, "topic is unknown or forbidden"),
         Event::TopicOpened { topic, after } => tracing::info!(%topic, ?after, "topic is back"),
         Event::ServerChanged => {
-            tracing::warn!("another database server answers, or one that was started again")
+            tracing::warn!(
+                "another database server or table answers, or one that was started again"
+            )
         }
         Event::Full { rows } => {
             tracing::error!(rows, "too many rows wait, no further ones are read")

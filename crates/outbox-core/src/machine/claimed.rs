@@ -92,7 +92,12 @@ impl Machine {
             self.part_width = self.part_width.saturating_mul(2);
         }
         let complete = self.swept_rows(&claim, &reply);
-        self.scanned_rows(&claim, &reply, now);
+        if self.scanned_rows(&claim, &reply, now) {
+            self.tell(Event::ServerChanged);
+            self.start_over(now);
+            self.requeue_reading(&claim.order.fetch, now);
+            return self.end_of_claim(claim.number);
+        }
         if !complete && !seeded!("a-shown-row-is-no-row") {
             // Nothing is known of what comes after it.
             self.caught_up = false;
@@ -196,8 +201,10 @@ impl Machine {
         !self.horizon.close(&claim.order.open, &claim.order.sweep, open, claim.sent)
     }
 
-    fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) {
-        let Some(scan) = &claim.order.scan else { return };
+    /// Takes the scan in. Whether ids are used again: there is a row where none can come any more.
+    /// With a backlog it is only delivered: to read all of it once more would take long.
+    fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) -> bool {
+        let Some(scan) = &claim.order.scan else { return false };
         self.scan_at = self.scan_at.max(now + now.saturating_sub(claim.sent) * SCAN_SHARE);
         let cut = scan.through.0.saturating_sub(scan.after.0) == self.scan_width;
         if self.was_quick(claim, now) {
@@ -216,10 +223,14 @@ impl Machine {
             let fresh = self.fresh_lanes.contains(&row.lane);
             let wanted = below && !behind && !fresh && scan.lanes.contains(&row.lane);
             if wanted && self.counts(claim, row.lane) && !self.knows(row.lane, row.position) {
+                if self.caught_up && !self.horizon.is_hole(row.position) {
+                    return true;
+                }
                 self.note_unread(row);
                 self.horizon.see(row.position);
             }
         }
+        false
     }
 
     fn page_and_fetched(&mut self, claim: &Claiming, reply: ClaimReply, now: Time) {

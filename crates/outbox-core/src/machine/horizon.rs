@@ -112,6 +112,12 @@ impl Horizon {
         self.position = self.position.max(position);
     }
 
+    /// Whether this position was passed without being seen, and may still appear.
+    pub(super) fn is_hole(&self, position: Position) -> bool {
+        let hole = self.holes.range(..=position).next_back();
+        hole.is_some_and(|(_, hole)| hole.last >= position)
+    }
+
     /// Marks a position as seen.
     pub(super) fn see(&mut self, position: Position) {
         let Some((&first, &hole)) = self.holes.range(..=position).next_back() else { return };

@@ -238,6 +238,30 @@ on_both! {
         Ok(())
     }
 
+    /// As a restore does, or somebody between two tests.
+    async fn a_table_that_is_emptied_beside_a_relay_is_read_from_the_start(lab: Lab) -> Result<()> {
+        let broker = MemoryBroker::new();
+        let dispatcher = Dispatcher::builder(lab.store.clone(), broker.clone()).lease(TTL).build()?;
+        let running = tokio::spawn(dispatcher.run(std::future::pending()));
+        let messages = |count: usize| (0..count).map(|_| message("7")).collect::<Vec<_>>();
+        lab.add(messages(50)).await?;
+        broker.wait_for(50).await;
+        while !lab.pending().await?.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        run(&mut lab.connect().await?, "TRUNCATE TABLE outbox").await?;
+        lab.add(messages(10)).await?;
+        broker.wait_for(60).await;
+        // Some of them below what was read before, and some above.
+        let again = messages(60);
+        let ids: Vec<_> = again.iter().map(Message::id).collect();
+        lab.add(again).await?;
+        broker.wait_for(120).await;
+        broker.assert_order_per_key(&ids);
+        running.abort();
+        Ok(())
+    }
+
     async fn every_line_follows_an_address_that_moved_though_connections_to_the_old_server_live(
         lab: Lab
     ) -> Result<()> {
