@@ -33,6 +33,7 @@ use outbox_core::store::{Claim, ClaimReply, Claimed, KeepLeases, Page, TakeOver}
 use outbox_core::{Delivery, Message, Store};
 use outbox_mysql::sqlx::{self, AssertSqlSafe, Connection, MySqlConnection};
 use outbox_mysql::{MySqlOutbox, MySqlSchema, MySqlStore, MySqlWriter};
+use outbox_testing::MemoryBroker;
 
 /// Makes a test of every function, on MariaDB and on MySQL.
 macro_rules! on_both {
@@ -130,6 +131,17 @@ impl Lab {
         let mut tx = connection.begin().await?;
         self.outbox.add_all(&mut tx, messages).await?;
         Ok(tx.commit().await?)
+    }
+
+    /// Adds so many messages of one key, which a relay delivers to this broker, in order.
+    pub(crate) async fn delivers(&self, count: usize, broker: &MemoryBroker) -> Result<()> {
+        let before = broker.published().len();
+        let messages: Vec<_> = (0..count).map(|_| message("7")).collect();
+        let ids: Vec<_> = messages.iter().map(Message::id).collect();
+        self.add(messages).await?;
+        broker.wait_for(before + count).await;
+        broker.assert_order_per_key(&ids);
+        Ok(())
     }
 
     /// Adds one message with this key and claims it.

@@ -92,13 +92,11 @@ impl Machine {
             self.part_width = self.part_width.saturating_mul(2);
         }
         let complete = self.swept_rows(&claim, &reply);
-        if self.scanned_rows(&claim, &reply, now) {
-            self.tell(Event::ServerChanged);
+        let used_again = self.scanned_rows(&claim, &reply, now);
+        if used_again {
             self.start_over(now);
-            self.requeue_reading(&claim.order.fetch, now);
-            return self.end_of_claim(claim.number);
         }
-        if !complete && !seeded!("a-shown-row-is-no-row") {
+        if used_again || !complete && !seeded!("a-shown-row-is-no-row") {
             // Nothing is known of what comes after it.
             self.caught_up = false;
             self.requeue_reading(&claim.order.fetch, now);
@@ -201,8 +199,8 @@ impl Machine {
         !self.horizon.close(&claim.order.open, &claim.order.sweep, open, claim.sent)
     }
 
-    /// Takes the scan in. Whether ids are used again: there is a row where none can come any more.
-    /// With a backlog it is only delivered: to read all of it once more would take long.
+    /// Takes in what the scan found. Whether ids are used again: a row stands where none can come any
+    /// more. With a backlog such a row is only delivered: to read all once more would take long.
     fn scanned_rows(&mut self, claim: &Claiming, reply: &ClaimReply, now: Time) -> bool {
         let Some(scan) = &claim.order.scan else { return false };
         self.scan_at = self.scan_at.max(now + now.saturating_sub(claim.sent) * SCAN_SHARE);

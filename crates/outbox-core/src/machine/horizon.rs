@@ -114,16 +114,17 @@ impl Horizon {
 
     /// Whether this position was passed without being seen, and may still appear.
     pub(super) fn is_hole(&self, position: Position) -> bool {
-        let hole = self.holes.range(..=position).next_back();
-        hole.is_some_and(|(_, hole)| hole.last >= position)
+        self.hole_at(position).is_some()
+    }
+
+    fn hole_at(&self, position: Position) -> Option<(Position, Hole)> {
+        let (first, hole) = self.holes.range(..=position).next_back()?;
+        (hole.last >= position).then_some((*first, *hole))
     }
 
     /// Marks a position as seen.
     pub(super) fn see(&mut self, position: Position) {
-        let Some((&first, &hole)) = self.holes.range(..=position).next_back() else { return };
-        if hole.last < position {
-            return;
-        }
+        let Some((first, hole)) = self.hole_at(position) else { return };
         self.holes.remove(&first);
         if first < position {
             self.holes.insert(first, Hole { last: position.previous(), ..hole });

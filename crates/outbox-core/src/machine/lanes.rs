@@ -75,12 +75,14 @@ impl Machine {
     pub(super) fn meet_server(&mut self, server: u64, now: Time) {
         let known = self.server.replace(server);
         if known.is_some_and(|known| known != server) {
-            self.tell(Event::ServerChanged);
             self.start_over(now);
         }
     }
 
+    /// Forgets what was read, but for rows at the broker and those that were acknowledged, and reads all
+    /// anew.
     pub(super) fn start_over(&mut self, now: Time) {
+        self.tell(Event::ServerChanged);
         if let Some(claim) = &mut self.claiming {
             claim.void = true;
         }

@@ -10,6 +10,7 @@ use outbox_core::delivery::{Failure, Receipt, Settlement, Span};
 use outbox_core::store::{Delivered, Failed, Settle, StoreErrorKind};
 use outbox_testing::MemoryBroker;
 
+use super::traffic::until_empty;
 use super::*;
 
 /// Long for what waits for nothing, on a machine that does other things as well; short against the
@@ -243,21 +244,12 @@ on_both! {
         let broker = MemoryBroker::new();
         let dispatcher = Dispatcher::builder(lab.store.clone(), broker.clone()).lease(TTL).build()?;
         let running = tokio::spawn(dispatcher.run(std::future::pending()));
-        let messages = |count: usize| (0..count).map(|_| message("7")).collect::<Vec<_>>();
-        lab.add(messages(50)).await?;
-        broker.wait_for(50).await;
-        while !lab.pending().await?.is_empty() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        lab.delivers(50, &broker).await?;
+        until_empty(&lab).await?;
         run(&mut lab.connect().await?, "TRUNCATE TABLE outbox").await?;
-        lab.add(messages(10)).await?;
-        broker.wait_for(60).await;
+        lab.delivers(10, &broker).await?;
         // Some of them below what was read before, and some above.
-        let again = messages(60);
-        let ids: Vec<_> = again.iter().map(Message::id).collect();
-        lab.add(again).await?;
-        broker.wait_for(120).await;
-        broker.assert_order_per_key(&ids);
+        lab.delivers(60, &broker).await?;
         running.abort();
         Ok(())
     }

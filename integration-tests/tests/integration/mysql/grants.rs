@@ -26,6 +26,10 @@ fn documented(heading: &str) -> &'static str {
     rest.split_once("```").expect("its end").0
 }
 
+fn grants() -> &'static str {
+    documented("## Who may do what")
+}
+
 /// The URL of the lab's database for another user, without a password.
 pub(super) fn url_of(lab: &Lab, user: &str) -> Result<String> {
     for_user(&lab.url, user)
@@ -73,7 +77,7 @@ on_both! {
         for role in ROLES {
             run(&mut root, format!("CREATE USER '{}'@'%'", user(role))).await?;
         }
-        let mut grants = documented("## Who may do what").replace("shop.", &format!("{database}."));
+        let mut grants = grants().replace("shop.", &format!("{database}."));
         for role in ROLES {
             grants = grants.replace(&format!("shop_{role}"), &user(role));
         }
@@ -135,7 +139,7 @@ on_both! {
         let user = user_of("migrator", database);
         let mut root = MySqlConnection::connect(&url).await?;
         run(&mut root, format!("CREATE USER '{user}'@'%'")).await?;
-        let grants = documented("## Who may do what").lines().filter(|line| line.contains("'shop_migrator'"));
+        let grants = grants().lines().filter(|line| line.contains("'shop_migrator'"));
         for grant in grants {
             let grant = grant.replace("shop.", &format!("{database}."));
             run(&mut root, grant.replace("shop_migrator", &user)).await?;

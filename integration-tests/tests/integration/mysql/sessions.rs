@@ -10,6 +10,7 @@ use outbox_testing::MemoryBroker;
 use sqlx::Row as _;
 
 use super::grants::url_of;
+use super::traffic::until_empty;
 use super::*;
 
 async fn private(engine: Engine, options: Options) -> Result<Option<PrivateDatabase>> {
@@ -75,9 +76,8 @@ async fn ids_used_again_after_a_restart_of_the_server_are_delivered_in_order(
     let broker = MemoryBroker::new();
     let dispatcher = Dispatcher::builder(lab.store.clone(), broker.clone()).lease(TTL).build()?;
     let running = tokio::spawn(dispatcher.run(std::future::pending()));
-    let messages = |count: usize| (0..count).map(|_| message("7")).collect::<Vec<_>>();
-    lab.add(messages(50)).await?;
-    broker.wait_for(50).await;
+    lab.delivers(50, &broker).await?;
+    until_empty(&lab).await?;
     let identity = async || -> Result<u64> {
         let store = MySqlStore::connect(&lab.url, &lab.schema).await?;
         Ok(store.claim(Claim::new(1)).await?.server)
@@ -86,19 +86,12 @@ async fn ids_used_again_after_a_restart_of_the_server_are_delivered_in_order(
     // The clock has gone on, the start has not.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     assert_eq!(identity().await?, before);
-    while !lab.pending().await?.is_empty() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 
     server.server().kill()?;
     server.server().start().await?;
     assert_ne!(identity().await?, before);
     run(&mut lab.connect().await?, "ALTER TABLE outbox AUTO_INCREMENT = 1").await?;
-    let again = messages(60);
-    let ids: Vec<_> = again.iter().map(Message::id).collect();
-    lab.add(again).await?;
-    broker.wait_for(110).await;
-    broker.assert_order_per_key(&ids);
+    lab.delivers(60, &broker).await?;
     running.abort();
     Ok(())
 }
